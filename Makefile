@@ -11,9 +11,9 @@ READY := $(VENV)/.fitkit-installed
 EXAMPLE := out/example/astronaut.png
 
 # Small tensors are slower on several threads than on one, by far so on shared cores.
-test bench: export OMP_NUM_THREADS = 1
-test bench: export OPENBLAS_NUM_THREADS = 1
-test bench: export MKL_NUM_THREADS = 1
+demo test bench: export OMP_NUM_THREADS = 1
+demo test bench: export OPENBLAS_NUM_THREADS = 1
+demo test bench: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test lint types wheel bench clean distclean

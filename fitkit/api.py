@@ -1,0 +1,206 @@
+"""fit(): observe, start, solve; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit._select import Rows
+from fitkit.body import BodyModel, open_body
+from fitkit.body.smpl import read_smpl
+from fitkit.camera import Camera
+from fitkit.initialise import make_starts
+from fitkit.keypoints import Keypoints
+from fitkit.objectives import BoneDirections, Keypoints2D, Objective
+from fitkit.observation import Observation
+from fitkit.observe import load_image, observation_from_keypoints, observe, photo_camera
+from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.problem import Problem
+from fitkit.registry import get_solver
+from fitkit.result import FitResult
+from fitkit.solve import Outcome, Solver, Stage, solve
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from fitkit.observe import Photo
+
+# Fewer keypoints than this do not determine where a body is, let alone its pose.
+FEWEST_KEYPOINTS = 4
+
+
+def default_objective(observation: Observation | None = None) -> Objective:
+    """The sum that `fit` lowers: keypoints, bone directions, pose and shape priors, joint limits.
+
+    Args:
+        observation: leaves out what was not observed; None for all terms.
+    """
+    objective: Objective = Keypoints2D() + GaussianPosePrior() + ShapePrior() + JointLimits()
+    if observation is None or observation.world is not None:
+        objective = objective + BoneDirections()
+    return objective
+
+
+def default_stages(steps: int) -> tuple[Stage, ...]:
+    """The schedule of a gradient-based fit from several starts: place, shape coarsely, choose, refine.
+
+    Args:
+        steps: of the last stage; the others take their share of it.
+    """
+    seen = ("keypoints_2d", "keypoints_3d", "directions")
+    strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
+    return (
+        Stage(max(8, steps // 5), ("global_orient", "transl"), widen=None, only=seen, hinted=True, name="place"),
+        Stage(max(10, steps // 4), weights=strong, widen=3.0, keep=3, hinted=True, name="coarse"),
+        Stage(steps, name="fine"),
+    )
+
+
+def fit(
+    source: str | Path | np.ndarray | PIL.Image.Image | Photo | Observation,
+    *,
+    solver: str | Solver = "lm",
+    objective: Objective | None = None,
+    body: BodyModel | str | Path | None = None,
+    people: Literal["all", "largest"] | int = "all",
+    boxes: np.ndarray | Tensor | None = None,
+    keypoints: Keypoints | None = None,
+    camera: Camera | None = None,
+    focal: float | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float64,
+    on_step: Callable[[int, str], None] | None = None,
+) -> FitResult:
+    """Fit 3D bodies to the people in a photo.
+
+    Args:
+        source: a photo (file, `(H, W, 3)` RGB array, Pillow image), or what was observed in one.
+        solver: by name (`fitkit.solver_names()`), or one with settings of its own.
+        objective: what is lowered; `default_objective()` of what was observed otherwise.
+        body: a model, or a file of SMPL, SMPL+H or SMPL-X; the embedded open body otherwise.
+        people: "all", the "largest", or the number of one, largest first.
+        boxes: `(N, 4)` x, y, w, h in pixels: people to look at instead of searching for them.
+        keypoints: of another detector, pixels of the full photo: nothing is detected then.
+        camera: calibrated intrinsics of the full photo.
+        focal: length in pixels, where only that is known; otherwise EXIF's, otherwise max(H, W).
+        device: such as "cuda"; the CPU otherwise.
+        dtype: of the solve.
+        on_step: called with (step, stage) as the solver goes.
+
+    Returns:
+        All people as one batch, largest first; an empty one where nobody was found. Whoever could not be fitted
+        has a `status` that says why; `.raise_if_failed()` makes that an exception.
+
+    Raises:
+        ValueError: bad input; the message names it, what came and what was expected.
+        FileNotFoundError: the photo or the body file is missing.
+        DetectorUnavailable: MediaPipe is needed and not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> len(fit(np.zeros((64, 64, 3), np.uint8)))  # nobody there
+        0
+    """
+    observation = _observe(source, people, boxes, keypoints, camera, focal)
+    model = _body(body).to(dtype, device or "cpu")
+    observation = _moved(observation, model)
+    chosen = get_solver(solver) if isinstance(solver, str) else solver
+    objective = objective if objective is not None else default_objective(observation)
+    name = source if isinstance(source, str | Path) else getattr(source, "source", "")
+    if len(observation) == 0:
+        return _nobody(model, observation, objective, chosen.name, str(name))
+    problem = Problem(model, observation, objective)
+    starts = make_starts(model, observation, _start_pose(model))
+    stages = chosen.stages or default_stages(chosen.max_steps)
+    solution = solve(problem, chosen, starts.state, stages, starts.count, starts.hint, on_step)
+    return FitResult(
+        state=solution.state,
+        body=model,
+        observation=observation,
+        values=solution.values,
+        energy=solution.energy,
+        status=_status(solution.outcome, observation, model),
+        trace=solution.trace,
+        solver=chosen.name,
+        seconds=torch.full((len(observation),), solution.seconds / len(observation)),
+        source=str(name),
+    )
+
+
+def _observe(
+    source: str | Path | np.ndarray | PIL.Image.Image | Photo | Observation,
+    people: Literal["all", "largest"] | int,
+    boxes: np.ndarray | Tensor | None,
+    keypoints: Keypoints | None,
+    camera: Camera | None,
+    focal: float | None,
+) -> Observation:
+    if isinstance(source, Observation):
+        given = {"boxes": boxes, "keypoints": keypoints, "camera": camera, "focal": focal}
+        extra = [name for name, value in given.items() if value is not None]
+        if extra:
+            raise ValueError(f"{extra} given beside an Observation, which already says what was seen")
+        return source
+    if keypoints is None:
+        return observe(source, people, boxes, camera, focal)
+    if boxes is not None:
+        raise ValueError("boxes and keypoints given together: boxes are for detecting, which keypoints make needless")
+    photo = load_image(source)
+    seen = observation_from_keypoints(keypoints, camera=photo_camera(photo, camera, focal))
+    return choose_people(replace(seen, image=photo.pixels), people)
+
+
+def choose_people(observation: Observation, people: Literal["all", "largest"] | int) -> Observation:
+    """All people, the largest, or one by number (largest first).
+
+    Raises:
+        ValueError: nobody of that number.
+    """
+    if people == "all" or len(observation) == 0:
+        return observation
+    assert observation.box is not None
+    order = observation.box[:, 2:].prod(1).argsort(descending=True)
+    number = 0 if people == "largest" else int(people)
+    if not 0 <= number < len(order):
+        raise ValueError(f"people={people!r}: {len(order)} people seen, expected 0..{len(order) - 1}")
+    return observation.select(int(order[number]))
+
+
+def _body(body: BodyModel | str | Path | None) -> BodyModel:
+    if body is None:
+        return open_body()
+    return body if isinstance(body, BodyModel) else BodyModel(read_smpl(body))
+
+
+def _moved(observation: Observation, model: BodyModel) -> Observation:
+    moved: Observation = Rows.to(Rows.to(observation, model.dtype), str(model.device))
+    return moved
+
+
+def _start_pose(model: BodyModel) -> Tensor:
+    """The prior's mean, arms down; joints beyond the 21 of SMPL-X's body (SMPL's hands) at rest."""
+    mean = GaussianPosePrior().mean_pose().to(model.device, model.dtype)
+    eye = torch.eye(3, dtype=model.dtype, device=model.device).expand(model.layout["body_pose"] - len(mean), 3, 3)
+    return torch.cat([mean, eye])
+
+
+def _status(outcome: Tensor, observation: Observation, model: BodyModel) -> tuple[Outcome, ...]:
+    seen = observation.keypoints
+    assert seen is not None  # make_starts needed them
+    enough = ((seen.confidence > 0.1) & model.available(seen.set.name)).sum(1) >= FEWEST_KEYPOINTS
+    pairs = zip(outcome.tolist(), enough.tolist(), strict=True)
+    return tuple(Outcome(code) if fine else Outcome.NOT_ENOUGH_SEEN for code, fine in pairs)
+
+
+def _nobody(model: BodyModel, observation: Observation, objective: Objective, solver: str, name: str) -> FitResult:
+    none = torch.zeros(0, dtype=model.dtype, device=model.device)
+    values = {term.name: none for term in objective.terms()}
+    return FitResult(
+        model.neutral(0), model, observation, values, none, (), None, solver, torch.zeros(0), source=name
+    )

@@ -1,0 +1,119 @@
+"""Coordinates: how a solver moves a State, as one flat tensor with named blocks, some of them frozen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fitkit import geometry
+from fitkit.state import ROTATIONS, State
+
+VECTORS = ("betas", "expression", "transl")
+
+
+class Coordinates(ABC):
+    """A chart around a reference state: `encode(state) -> x (B, D)` and `decode(x) -> State`.
+
+    Args:
+        reference: what frozen blocks keep, and where a chart is centred.
+        free: names of the blocks that move (State's names); None for all that the reference has.
+
+    Raises:
+        ValueError: a block that the reference does not have.
+    """
+
+    per_joint: int
+
+    def __init__(self, reference: State, free: Sequence[str] | None = None) -> None:
+        self.reference = reference
+        parts = reference.parts()
+        unknown = [name for name in free or () if name not in parts]
+        if unknown:
+            raise ValueError(f"cannot free {unknown}: the state has {sorted(parts)}")
+        order = [name for name in (*ROTATIONS, *VECTORS) if name in parts]
+        self.free = tuple(name for name in order if free is None or name in free)
+        self.blocks: dict[str, slice] = {}
+        start = 0
+        for name in self.free:
+            count = parts[name].shape[1] * (self.per_joint if name in ROTATIONS else 1)
+            self.blocks[name] = slice(start, start + count)
+            start += count
+        self.size = start
+
+    def decode(self, x: Float[Tensor, "B D"]) -> State:
+        """The state at x; frozen blocks are those of the reference."""
+        changed = {}
+        for name, block in self.blocks.items():
+            values = x[:, block]
+            changed[name] = self._rotation(name, values) if name in ROTATIONS else values
+        return replace(self.reference, **changed)
+
+    @abstractmethod
+    def encode(self, state: State) -> Float[Tensor, "B D"]:
+        """The x of a state (its free blocks)."""
+
+    @abstractmethod
+    def _rotation(self, name: str, values: Tensor) -> Tensor: ...
+
+
+class Tangent(Coordinates):
+    """Rotation vectors at the reference: `R = R_ref exp(w)`, radians, w = 0 at the reference itself."""
+
+    per_joint = 3
+
+    def encode(self, state: State) -> Tensor:
+        import roma
+
+        columns = []
+        for name in self.free:
+            value = getattr(state, name)
+            if name in ROTATIONS:
+                value = roma.rotmat_to_rotvec(getattr(self.reference, name).mT @ value).flatten(1)
+            columns.append(value)
+        return torch.cat(columns, 1)
+
+    def _rotation(self, name: str, values: Tensor) -> Tensor:
+        turn = geometry.exp(values.reshape(len(values), -1, 3))
+        return getattr(self.reference, name) @ turn  # type: ignore[no-any-return]
+
+
+class SixD(Coordinates):
+    """Two columns of each rotation, orthonormalised on the way back (Zhou et al., CVPR 2019)."""
+
+    per_joint = 6
+
+    def encode(self, state: State) -> Tensor:
+        columns = []
+        for name in self.free:
+            value = getattr(state, name)
+            columns.append(geometry.to_6d(value).flatten(1) if name in ROTATIONS else value)
+        return torch.cat(columns, 1)
+
+    def _rotation(self, name: str, values: Tensor) -> Tensor:
+        return geometry.from_6d(values.reshape(len(values), -1, 6))
+
+
+def retract(state: State, delta: Tensor, blocks: dict[str, slice], trust: float = 1.0) -> State:
+    """One step on the manifold: rotations by `R exp(w)`, everything else by addition.
+
+    Args:
+        state: where the step starts.
+        delta: `(B, D)` in the tangent blocks.
+        blocks: of a `Tangent`.
+        trust: radians that no joint may turn by in one step; a longer turn is a linearisation out of its range.
+    """
+    changed = {}
+    for name, block in blocks.items():
+        move, value = delta[:, block], getattr(state, name)
+        if name in ROTATIONS:
+            turn = move.reshape(len(move), -1, 3)
+            angle = turn.norm(dim=-1, keepdim=True)
+            changed[name] = value @ geometry.exp(turn * (trust / angle.clamp_min(trust)))
+        else:
+            changed[name] = value + move
+    return replace(state, **changed)

@@ -1,0 +1,188 @@
+"""Objectives on keypoints: in the image, in space, and the directions between them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fitkit.keypoints import KeypointSet
+from fitkit.keypoints import Keypoints3D as Observed3D
+from fitkit.objectives.base import Objective, Residual
+from fitkit.objectives.kernels import GMoF, Kernel
+from fitkit.observation import Observation
+from fitkit.prediction import Prediction
+
+# Bones whose direction a 3D detector knows, first those that lie in most sets. Two diagonals hold the torso's
+# orientation; ears and nose the head's.
+_BONES = (
+    "left_shoulder-left_elbow left_elbow-left_wrist right_shoulder-right_elbow right_elbow-right_wrist "
+    "left_hip-left_knee left_knee-left_ankle right_hip-right_knee right_knee-right_ankle "
+    "left_shoulder-right_shoulder left_hip-right_hip left_shoulder-left_hip right_shoulder-right_hip "
+    "left_shoulder-right_hip right_shoulder-left_hip right_ear-left_ear nose-left_ear nose-right_ear "
+    "left_heel-left_foot_index right_heel-right_foot_index left_heel-left_big_toe right_heel-right_big_toe"
+).split()
+# Detectors place the points of face, hands and feet less surely than those of the limbs.
+_LESS_SURE = {"face": 0.6, "extremity": 0.5}
+_FACE = ("nose", "eye", "ear", "mouth")
+_EXTREMITY = ("heel", "toe", "foot_index", "pinky", "index", "thumb")
+
+
+@cache
+def bones(points: KeypointSet) -> tuple[tuple[int, int], ...]:
+    """(from, to) positions of the bones that a set has both ends of."""
+    pairs = [bone.split("-") for bone in _BONES]
+    names = points.names
+    return tuple((names.index(a), names.index(b)) for a, b in pairs if a in names and b in names)
+
+
+@cache
+def reliability(points: KeypointSet) -> tuple[float, ...]:
+    """How much each point of a set weighs beside its confidence (measured with MediaPipe on annotated photos)."""
+    weights = []
+    for name in points.names:
+        extremity = any(word in name for word in _EXTREMITY)
+        face = any(word in name for word in _FACE)
+        weights.append(_LESS_SURE["extremity"] if extremity else _LESS_SURE["face"] if face else 1.0)
+    return tuple(weights)
+
+
+class Keypoints2D(Objective):
+    """Reprojection error of the observed keypoints (HUND, eq. 4), relative to the size of the person in the photo.
+
+    Rows are pixels / (sigma * extent), where the extent is the longer side of the box of the seen keypoints, so
+    that a person of 50 pixels and one of 2000 weigh the same and the weights of all terms hold for both.
+
+    Args:
+        sigma: noise of a detected keypoint as a fraction of the extent.
+        kernel: in units of sigma; GMoF(5) lets go of points 10 % of the body away.
+    """
+
+    name = "keypoints_2d"
+    requires = frozenset({"keypoints"})
+
+    def __init__(self, sigma: float = 0.02, kernel: Kernel | None = GMoF(5.0)) -> None:
+        self.sigma, self.kernel = sigma, kernel
+
+    def residual(self, pred: Prediction, obs: Observation) -> Residual:
+        seen = obs.keypoints
+        assert seen is not None  # checked by Problem: `requires`
+        scale = self._scale(obs)
+        rows = (pred.keypoints_2d(seen.set.name) - seen.xy) / scale[:, None, None]
+        return Residual(rows, seen.confidence * _certainty(pred, seen.set))
+
+    def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B K 2 D"]:
+        seen = obs.keypoints
+        assert seen is not None
+        jacobian = pred.keypoints_jacobian(seen.set.name)
+        points = pred.keypoints(seen.set.name)
+        depth = points[..., 2:].clamp_min(0.05)
+        focal = (obs.camera.focal / self._scale(obs)[:, None])[:, None]
+        flat = points[..., :2] / depth * (points[..., 2:] > 0.05)
+        moved = jacobian[:, :, :2] - flat[..., None] * jacobian[:, :, 2:]
+        return moved * (focal / depth)[..., None]
+
+    def _scale(self, obs: Observation) -> Tensor:
+        assert obs.keypoints is not None
+        return self.sigma * obs.keypoints.extent
+
+
+class Keypoints3D(Objective):
+    """Distance to 3D keypoints around the root, metres (users with triangulated or depth-sensed points).
+
+    Both sides are taken relative to the middle of the hips (or the set's own pelvis).
+
+    Args:
+        sigma: noise in metres.
+        kernel: in units of sigma.
+    """
+
+    name = "keypoints_3d"
+    requires = frozenset({"world"})
+
+    def __init__(self, sigma: float = 0.02, kernel: Kernel | None = GMoF(5.0)) -> None:
+        self.sigma, self.kernel = sigma, kernel
+
+    def residual(self, pred: Prediction, obs: Observation) -> Residual:
+        seen = _world(obs)
+        root = _root(seen.set).to(seen.xyz)
+        difference = pred.keypoints(seen.set.name) - seen.xyz
+        rows = (difference - root @ difference) / self.sigma
+        return Residual(rows, seen.confidence * _certainty(pred, seen.set))
+
+    def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B K 3 D"]:
+        seen = _world(obs)
+        jacobian = pred.keypoints_jacobian(seen.set.name)
+        root = _root(seen.set).to(seen.xyz)
+        return (jacobian - torch.einsum("rk,bkcd->brcd", root, jacobian)) / self.sigma
+
+
+class BoneDirections(Objective):
+    """Directions of bones as a detector's 3D landmarks have them; their lengths are not read.
+
+    Measured: directions turn limbs to the right side in depth, where 2D cannot tell; the lengths of MediaPipe's
+    world landmarks are 10 to 30 % short, and using them hurts.
+
+    Args:
+        sigma: noise of a unit direction, about radians.
+        kernel: in units of sigma.
+    """
+
+    name = "directions"
+    requires = frozenset({"world"})
+
+    def __init__(self, sigma: float = 0.35, kernel: Kernel | None = GMoF(3.0)) -> None:
+        self.sigma, self.kernel = sigma, kernel
+
+    def residual(self, pred: Prediction, obs: Observation) -> Residual:
+        seen = _world(obs)
+        start, end = _ends(seen.set)
+        wanted = torch.nn.functional.normalize(seen.xyz[:, end] - seen.xyz[:, start], dim=-1)
+        points = pred.keypoints(seen.set.name)
+        bone = torch.nn.functional.normalize(points[:, end] - points[:, start], dim=-1)
+        certain = _certainty(pred, seen.set) > 0
+        weight = torch.minimum(seen.confidence[:, start], seen.confidence[:, end])
+        return Residual((bone - wanted) / self.sigma, weight * (certain[start] & certain[end]))
+
+    def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B M 3 D"]:
+        seen = _world(obs)
+        start, end = _ends(seen.set)
+        points, jacobian = pred.keypoints(seen.set.name), pred.keypoints_jacobian(seen.set.name)
+        bone, moved = points[:, end] - points[:, start], jacobian[:, end] - jacobian[:, start]
+        length = bone.norm(dim=-1).clamp_min(1e-12)[..., None]
+        unit = bone / length
+        along = (unit[..., None] * moved).sum(2, keepdim=True)
+        return (moved - unit[..., None] * along) / (length * self.sigma)[..., None]
+
+
+def _world(obs: Observation) -> Observed3D:
+    assert obs.world is not None  # checked by Problem: `requires`
+    return obs.world
+
+
+@cache
+def _ends(points: KeypointSet) -> tuple[list[int], list[int]]:
+    pairs = bones(points)
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+@cache
+def _root(points: KeypointSet) -> Tensor:
+    """`(1, K)` weights of the root among the points."""
+    middle = [name for name in ("pelvis", "mid_hip") if name in points.names]
+    names = middle or ["left_hip", "right_hip"]
+    weights = torch.zeros(1, len(points))
+    weights[0, [points.index(name) for name in names]] = 1 / len(names)
+    return weights
+
+
+def _certainty(pred: Prediction, points: KeypointSet) -> Tensor:
+    """`(K,)` reliability of the points, 0 for those that the body cannot give."""
+    table = pred.body.__dict__.setdefault("_certainty", {})
+    if points.name not in table:
+        given = pred.body.available(points.name)
+        table[points.name] = torch.tensor(reliability(points), dtype=pred.body.dtype, device=given.device) * given
+    weights: Tensor = table[points.name]
+    return weights

@@ -1,0 +1,133 @@
+"""Prediction: one forward pass of a body, evaluated as far as somebody reads it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fitkit.body.kinematics import PointSet, Posed
+from fitkit.body.model import BodyModel
+from fitkit.camera import Camera
+from fitkit.state import State
+
+
+class Prediction:
+    """What the body predicts at a state. Everything is lazy and cached: an objective pays only for what it reads.
+
+    Args:
+        body: of the state.
+        state: of B people.
+        camera: of the same people.
+        blocks: the tangent columns of the parts that may move, when Jacobians will be read.
+    """
+
+    def __init__(
+        self, body: BodyModel, state: State, camera: Camera, blocks: dict[str, slice] | None = None
+    ) -> None:
+        self.body, self.state, self.camera = body, state, camera
+        self._blocks = blocks
+        self._positions: dict[str, Tensor] = {}
+        self._jacobians: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    # -- what the state says ----------------------------------------------------------------------------------
+
+    @property
+    def betas(self) -> Float[Tensor, "B S"]:
+        """Shape coefficients."""
+        return self.state.betas
+
+    @property
+    def body_pose(self) -> Float[Tensor, "B J 3 3"]:
+        """Parent-relative rotations of the body's joints."""
+        return self.state.body_pose
+
+    @property
+    def global_orient(self) -> Float[Tensor, "B 1 3 3"]:
+        """Root orientation in the camera frame."""
+        return self.state.global_orient
+
+    @cached_property
+    def posed(self) -> Posed:
+        """Forward kinematics."""
+        return self.body.pose(self.state)
+
+    # -- points ----------------------------------------------------------------------------------------------
+
+    def keypoints(self, name: str) -> Float[Tensor, "B K 3"]:
+        """Points of a keypoint set, metres, camera frame."""
+        if name not in self._positions:
+            if self._blocks is None:
+                self._positions[name] = self._points(name).positions(self.posed)
+            else:
+                self._linearize(name)
+        return self._positions[name]
+
+    def keypoints_2d(self, name: str) -> Float[Tensor, "B K 2"]:
+        """Points of a keypoint set, pixels of the full photo."""
+        return self.camera.project(self.keypoints(name))
+
+    @property
+    def joints(self) -> Float[Tensor, "B J 3"]:
+        """Kinematic joints, metres, camera frame."""
+        return self.keypoints(self.body.joint_set.name)
+
+    def joint(self, name: str) -> Float[Tensor, "B 3"]:
+        """One kinematic joint by name, metres, camera frame.
+
+        Raises:
+            ValueError: no joint of that name; the message lists those there are.
+        """
+        return self.joints[:, self.body.joint_set.index(name)]
+
+    @cached_property
+    def vertices(self) -> Float[Tensor, "B V 3"]:
+        """The full surface, metres, camera frame. Expensive: keypoint objectives do not need it."""
+        return self.body.vertices(self.state)
+
+    # -- derivatives -----------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Columns of the Jacobians below, by block of the state: those that may move."""
+        if self._blocks is None:
+            raise ValueError("this prediction was not made for a linearisation: it has no Jacobian columns")
+        return self._blocks
+
+    @property
+    def columns(self) -> int:
+        """How many columns a Jacobian has."""
+        return max(block.stop for block in self.blocks.values())
+
+    def keypoints_jacobian(self, name: str) -> Float[Tensor, "B K 3 D"]:
+        """Derivative of `keypoints(name)` with respect to a right perturbation of the state."""
+        if name not in self._jacobians:
+            self._linearize(name)
+        return self._jacobians[name]
+
+    def _points(self, name: str) -> PointSet:
+        return self.body.points(name, self.posed.transforms.shape[1])
+
+    def _linearize(self, name: str) -> None:
+        points = self._points(name)
+        posed, state = self.posed, self.state
+        parts = self.body.articulated(state)
+        moving = [part for part in parts if part in self.blocks]
+        # In SMPL-X's order the root and the body come first: nothing below the last joint that moves is needed.
+        joints = sum(self.body.layout[part] for part in parts[: parts.index(moving[-1]) + 1]) if moving else 0
+        shaped = "betas" in self.blocks or "expression" in self.blocks
+        self._positions[name], rotate, spread, move = points.jacobian(posed, joints, shaped)
+        columns = {"transl": move}
+        start = 0
+        for part in parts:
+            stop = start + 3 * self.body.layout[part]
+            columns[part], start = rotate[..., start:stop], stop
+        if spread is not None:
+            columns["betas"] = spread[..., : state.betas.shape[1]]
+            columns["expression"] = spread[..., self.body.num_betas :]
+        self._jacobians[name] = torch.cat([columns[block] for block in self.blocks], -1)

@@ -1,0 +1,138 @@
+"""Gaussian pose prior with full covariance over the 6D rotations of the 21 body joints."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fitkit import geometry
+from fitkit.files import atomic_write
+from fitkit.objectives.base import Objective, Residual
+from fitkit.observation import Observation
+from fitkit.prediction import Prediction
+
+JOINTS = 21
+NOISE = 0.05
+
+
+class GaussianPosePrior(Objective):
+    """Mahalanobis distance of the body pose to motion capture, `|L^-1 (x - mu)|^2 / 2` with x in 6D.
+
+    Fitted to real motion (see the model card `priors/data/gaussian.md`). A full covariance knows what goes
+    together (hips with knees, shoulders with elbows): measured, it halves the error of single-view fits over no
+    prior, and beats a diagonal one by 8 mm.
+
+    Args:
+        weights: `.safetensors` written by `fit_gaussian`; None for those that ship.
+    """
+
+    name = "pose_prior"
+    block = "body_pose"
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        self.mean, self.whitening = _load(None if weights is None else str(weights))
+        self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def residual(self, pred: Prediction, obs: Observation) -> Residual:
+        mean, whitening, _ = self._like(pred.body_pose)
+        numbers = geometry.to_6d(pred.body_pose[:, :JOINTS]).flatten(1)
+        return Residual(((numbers - mean) @ whitening.mT)[..., None])
+
+    def closed_normal(self, pred: Prediction, residual: Residual) -> tuple[Tensor, Tensor] | None:
+        """By the precision matrix: the rows are dense, but each 6D number belongs to one joint alone."""
+        if self.kernel is not None:
+            return None
+        pose = pred.body_pose
+        people, size = len(pose), 3 * pose.shape[1]
+        _, whitening, precision = self._like(pose)
+        each = geometry.to_6d_jacobian(pose[:, :JOINTS])
+        pulled = (residual.rows[..., 0] @ whitening).view(people, JOINTS, 6, 1)
+        # (B, 126, 63): precision times the block-diagonal derivative of the 6D numbers
+        half = (precision @ each).permute(0, 2, 1, 3).flatten(2)
+        gradient, hessian = pose.new_zeros(people, size), pose.new_zeros(people, size, size)
+        gradient[:, : 3 * JOINTS] = self.weight * (each.mT @ pulled).flatten(1)
+        rows = each.mT @ half.view(people, JOINTS, 6, 3 * JOINTS)
+        hessian[:, : 3 * JOINTS, : 3 * JOINTS] = self.weight * rows.reshape(people, 3 * JOINTS, 3 * JOINTS)
+        return gradient, hessian
+
+    def mean_pose(self) -> Float[Tensor, "21 3 3"]:
+        """The mean as rotations: arms down, knees and elbows slightly bent."""
+        return geometry.from_6d(self.mean.view(JOINTS, 6))
+
+    def _like(self, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, whitening, and precision as `(21, 126, 6)` columns by joint."""
+        key = (other.dtype, other.device)
+        if key not in self._moved:
+            precision = (self.whitening.mT @ self.whitening).view(-1, JOINTS, 6).transpose(0, 1)
+            self._moved[key] = self.mean.to(other), self.whitening.to(other), precision.contiguous().to(other)
+        return self._moved[key]
+
+
+@cache
+def _load(path: str | None) -> tuple[Tensor, Tensor]:
+    if path is None:
+        raw = files("fitkit.priors.data").joinpath("gaussian.safetensors").read_bytes()
+    else:
+        raw = Path(path).read_bytes()
+    tensors = load(raw)
+    expected = {"mean": (6 * JOINTS,), "covariance": (6 * JOINTS, 6 * JOINTS)}
+    for name, shape in expected.items():
+        got = tuple(tensors[name].shape) if name in tensors else None
+        if got != shape:
+            raise ValueError(f"pose prior {path or '(shipped)'}: {name} has shape {got}, expected {shape}")
+    factor = torch.linalg.cholesky(tensors["covariance"].double())
+    eye = torch.eye(len(factor), dtype=factor.dtype)
+    return tensors["mean"].double(), torch.linalg.solve_triangular(factor, eye, upper=False)
+
+
+def fit_gaussian(rotations: Float[np.ndarray, "N 21 3 3"], noise: float = NOISE) -> dict[str, Tensor]:
+    """Mean and covariance of 6D body poses and their mirror images, with isotropic noise added.
+
+    Args:
+        rotations: parent-relative, joints 1..21 of SMPL-X.
+        noise: standard deviation added to the 6D numbers: motion capture skeletons have joints that never move,
+            whose likelihood would otherwise be infinite.
+    """
+    poses = torch.as_tensor(rotations, dtype=torch.float64)
+    numbers = torch.cat([geometry.to_6d(poses), geometry.to_6d(mirror_pose(poses))]).flatten(1)
+    covariance = torch.cov(numbers.T) + noise**2 * torch.eye(6 * JOINTS, dtype=torch.float64)
+    return {"mean": numbers.mean(0).float(), "covariance": covariance.float().contiguous()}
+
+
+def mirror_pose(rotations: Float[Tensor, "*batch 21 3 3"]) -> Float[Tensor, "*batch 21 3 3"]:
+    """The pose in a mirror: sides swapped, rotations reflected in the plane x = 0."""
+    from fitkit.keypoints import get_set
+
+    order = [joint - 1 for joint in get_set("smplx55").flip[1 : JOINTS + 1]]
+    reflect = torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=rotations.dtype, device=rotations.device))
+    return reflect @ rotations[..., order, :, :] @ reflect
+
+
+def main(motion: Path, out: Path, noise: float = NOISE) -> None:
+    """Fit the prior to retargeted motion capture: `python -m fitkit.priors.gaussian --motion FILE --out FILE`.
+
+    Args:
+        motion: `.npz` with `axis_angle` `(N, 22, 3)` radians and `ok` `(N,)` bool.
+        out: `.safetensors` to write.
+        noise: added to the 6D numbers.
+    """
+    import roma
+
+    with np.load(motion) as archive:
+        axis_angle = torch.as_tensor(archive["axis_angle"][archive["ok"]], dtype=torch.float64)[:, 1:]
+    tensors = fit_gaussian(roma.rotvec_to_rotmat(axis_angle).numpy(), noise)
+    atomic_write(out, save(tensors))
+    print(f"{len(axis_angle)} frames and their mirror images -> {out}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
