@@ -1,0 +1,25 @@
+"""Photo -> Observation: MediaPipe, and files of other detectors."""
+
+from fitkit.observe.files import (
+    keypoints_from_file,
+    observation_from_keypoints,
+    read_array,
+    read_coco,
+    read_openpose,
+)
+from fitkit.observe.image import Photo, load_image
+from fitkit.observe.mediapipe_graph import DetectorUnavailable
+from fitkit.observe.people import observe, photo_camera
+
+__all__ = [
+    "DetectorUnavailable",
+    "Photo",
+    "keypoints_from_file",
+    "load_image",
+    "observation_from_keypoints",
+    "observe",
+    "photo_camera",
+    "read_array",
+    "read_coco",
+    "read_openpose",
+]
