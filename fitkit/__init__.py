@@ -1,8 +1,8 @@
 """Fit parametric 3D human bodies to photos: one objective, any solver, learned or classical."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from fitkit._version import __version__
 from fitkit.body import BodyModel, open_body
 from fitkit.camera import Camera
 from fitkit.keypoints import Keypoints, Keypoints3D, get_set
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from fitkit.api import default_objective, fit
     from fitkit.body.smpl import read_smpl
     from fitkit.observe import keypoints_from_file, load_image, observation_from_keypoints
-
-try:
-    __version__ = version("fitkit-body")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+checkout"
 
 # Looked up when first used: they read priors, weights and pictures, which `import fitkit` should not wait for.
 _LAZY = {
@@ -60,6 +55,7 @@ __all__ = [
     "Stage",
     "State",
     "Status",
+    "__version__",
     "default_objective",
     "fit",
     "get_set",

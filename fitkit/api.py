@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Fewer keypoints than this do not determine where a body is, let alone its pose.
 FEWEST_KEYPOINTS = 4
+_RIGID = ("global_orient", "transl")
 
 
 def default_objective(observation: Observation | None = None) -> Objective:
@@ -56,8 +57,8 @@ def default_stages(steps: int) -> tuple[Stage, ...]:
     seen = ("keypoints_2d", "keypoints_3d", "directions")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
     return (
-        Stage(max(8, steps // 5), ("global_orient", "transl"), widen=None, only=seen, hinted=True, name="place"),
-        Stage(max(10, steps // 4), weights=strong, widen=3.0, keep=3, hinted=True, name="coarse"),
+        Stage(max(8, steps // 5), _RIGID, widen=None, only=seen, keep=4, hinted=True, name="place"),
+        Stage(max(10, steps // 4), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
         Stage(steps, name="fine"),
     )
 
@@ -150,7 +151,9 @@ def _observe(
     if keypoints is None:
         return observe(source, people, boxes, camera, focal)
     if boxes is not None:
-        raise ValueError("boxes and keypoints given together: boxes are for detecting, which keypoints make needless")
+        raise ValueError(
+            "boxes and keypoints given together: boxes are for detecting, which keypoints make needless"
+        )
     photo = load_image(source)
     seen = observation_from_keypoints(keypoints, camera=photo_camera(photo, camera, focal))
     return choose_people(replace(seen, image=photo.pixels), people)
@@ -186,7 +189,9 @@ def _moved(observation: Observation, model: BodyModel) -> Observation:
 def _start_pose(model: BodyModel) -> Tensor:
     """The prior's mean, arms down; joints beyond the 21 of SMPL-X's body (SMPL's hands) at rest."""
     mean = GaussianPosePrior().mean_pose().to(model.device, model.dtype)
-    eye = torch.eye(3, dtype=model.dtype, device=model.device).expand(model.layout["body_pose"] - len(mean), 3, 3)
+    eye = torch.eye(3, dtype=model.dtype, device=model.device).expand(
+        model.layout["body_pose"] - len(mean), 3, 3
+    )
     return torch.cat([mean, eye])
 
 
@@ -198,7 +203,9 @@ def _status(outcome: Tensor, observation: Observation, model: BodyModel) -> tupl
     return tuple(Outcome(code) if fine else Outcome.NOT_ENOUGH_SEEN for code, fine in pairs)
 
 
-def _nobody(model: BodyModel, observation: Observation, objective: Objective, solver: str, name: str) -> FitResult:
+def _nobody(
+    model: BodyModel, observation: Observation, objective: Objective, solver: str, name: str
+) -> FitResult:
     none = torch.zeros(0, dtype=model.dtype, device=model.device)
     values = {term.name: none for term in objective.terms()}
     return FitResult(

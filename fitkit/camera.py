@@ -77,7 +77,10 @@ class Camera(Rows):
                 )
         dtype = torch.get_default_dtype()
         return Camera(
-            torch.tensor([[fx, fy]], dtype=dtype), torch.tensor([[cx, cy]], dtype=dtype), int(width), int(height)
+            torch.tensor([[fx, fy]], dtype=dtype),
+            torch.tensor([[cx, cy]], dtype=dtype),
+            int(width),
+            int(height),
         )
 
     def expand(self, people: int) -> Camera:
@@ -154,7 +157,8 @@ def translation_from_keypoints(
     mean_ray, mean_point = (weight[..., None] * rays).sum(1), (weight[..., None] * points).sum(1)
     spread_rays = (weight[..., None] * (rays - mean_ray[:, None]) ** 2).sum((1, 2)).sqrt()
     spread_points = (weight[..., None] * (points[..., :2] - mean_point[:, None, :2]) ** 2).sum((1, 2)).sqrt()
-    far = torch.where(spread_rays > 1e-4, spread_points / spread_rays.clamp_min(1e-4), torch.full_like(spread_rays, 3.0))
+    far = spread_points / spread_rays.clamp_min(1e-4)
+    far = torch.where(spread_rays > 1e-4, far, torch.full_like(far, 3.0))
     far = far.clamp(0.5, 100.0)
     centred = torch.cat([mean_ray * far[:, None] - mean_point[:, :2], (far - mean_point[:, 2])[:, None]], 1)
     seen = (confidence > 0).sum(1) >= 3

@@ -79,7 +79,8 @@ class Tangent(Coordinates):
 
     def _rotation(self, name: str, values: Tensor) -> Tensor:
         turn = geometry.exp(values.reshape(len(values), -1, 3))
-        return getattr(self.reference, name) @ turn  # type: ignore[no-any-return]
+        reference: Tensor = getattr(self.reference, name)
+        return reference @ turn
 
 
 class SixD(Coordinates):

@@ -86,7 +86,9 @@ def _twist_parts(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return sine, cosine
 
 
-def geodesic(first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
+def geodesic(
+    first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch"]:
     """Angle between two rotations, radians, by the chord (accurate near zero, where the trace is not)."""
     chord = (first - second).flatten(-2).norm(dim=-1) / (2 * math.sqrt(2))
     return 2 * torch.asin(chord.clamp(max=1.0))

@@ -53,7 +53,9 @@ def make_starts(body: BodyModel, observation: Observation, pose: Float[Tensor, "
     orient = [(upright @ turn).expand(people, 3, 3) for turn in yaw]
     blind = observation
     if observation.world is not None:
-        blind = replace(observation, world=replace(observation.world, confidence=0 * observation.world.confidence))
+        blind = replace(
+            observation, world=replace(observation.world, confidence=0 * observation.world.confidence)
+        )
     hints = [blind] * len(YAWS)
     if observation.world is not None:
         depth = torch.tensor([1.0, 1.0, -1.0], dtype=like.dtype, device=like.device)

@@ -178,7 +178,11 @@ class Keypoints(Rows):
         target = get_set(name)
         xy = self.xy.new_zeros(len(self), len(target), 2)
         confidence = self.confidence.new_zeros(len(self), len(target))
-        shared = [(i, self.set.names.index(point)) for i, point in enumerate(target.names) if point in self.set.names]
+        shared = [
+            (i, self.set.names.index(point))
+            for i, point in enumerate(target.names)
+            if point in self.set.names
+        ]
         if shared:
             there, here = map(list, zip(*shared, strict=True))
             xy[:, there], confidence[:, there] = self.xy[:, here], self.confidence[:, here]
@@ -215,5 +219,7 @@ def _clean(points: Keypoints | Keypoints3D, field: str, dimension: int) -> None:
             f"{tuple(confidence.shape)}, expected (B, {len(points.set)}, {dimension}) and (B, {len(points.set)})"
         )
     seen = torch.isfinite(coordinates).all(-1) & torch.isfinite(confidence) & (confidence > 0)
-    object.__setattr__(points, field, torch.where(seen[..., None], coordinates, torch.zeros_like(coordinates)))
+    object.__setattr__(
+        points, field, torch.where(seen[..., None], coordinates, torch.zeros_like(coordinates))
+    )
     object.__setattr__(points, "confidence", torch.where(seen, confidence, torch.zeros_like(confidence)))

@@ -190,7 +190,9 @@ class Problem:
             jacobian = _pull(rows, x, picks)
         rows = residual.rows.detach()
         weight = None if residual.weight is None else residual.weight.detach()
-        return replace(residual, rows=rows, weight=weight), jacobian.transpose(0, 1).view(*rows.shape, x.shape[1])
+        return replace(residual, rows=rows, weight=weight), jacobian.transpose(0, 1).view(
+            *rows.shape, x.shape[1]
+        )
 
 
 def _pull(rows: Tensor, x: Tensor, picks: Tensor) -> Tensor:
@@ -204,5 +206,3 @@ def _pull(rows: Tensor, x: Tensor, picks: Tensor) -> Tensor:
 
 def _total(values: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(values.values())).sum(0)
-
-

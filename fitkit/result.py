@@ -83,7 +83,9 @@ class FitResult:
 
     def __repr__(self) -> str:
         failed = sum(status.failed for status in self.status)
-        return f"FitResult({len(self)} people, {failed} failed, solver={self.solver!r}, body={self.body.name!r})"
+        return (
+            f"FitResult({len(self)} people, {failed} failed, solver={self.solver!r}, body={self.body.name!r})"
+        )
 
     @property
     def ok(self) -> Tensor:

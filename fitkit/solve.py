@@ -214,7 +214,10 @@ def solve(
         raise ValueError(f"solve: {len(state)} starts, expected {starts} for each of {len(problem)} people")
     problem.body.check(state)
     schedule = tuple(stages or solver.stages) or (Stage(solver.max_steps),)
-    people, owner = len(problem), torch.arange(len(problem), device=state.transl.device).repeat_interleave(starts)
+    people, owner = (
+        len(problem),
+        torch.arange(len(problem), device=state.transl.device).repeat_interleave(starts),
+    )
     terms = tuple(term.name for term in problem.objective.terms())
     recorder = _Recorder(terms, len(state))
     origin = torch.arange(len(state), device=state.transl.device)
@@ -284,7 +287,9 @@ def _run(
 
 def _best(energy: Tensor, owner: Tensor, people: int, keep: int) -> Tensor:
     """Rows of the `keep` lowest energies of each person; what is not finite comes last."""
-    table = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, float("inf"))).view(people, -1)
+    table = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, float("inf"))).view(
+        people, -1
+    )
     ranked = table.argsort(dim=1, stable=True)[:, :keep]
     first = torch.arange(people, device=energy.device)[:, None] * table.shape[1]
     return (first + ranked).reshape(-1)

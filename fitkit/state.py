@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -64,11 +63,13 @@ class State(Rows):
 
     def save(self, path: str | Path) -> None:
         """Write a plain `.npz` with SMPL-X names, rotations as axis-angle `(B, 3 * joints)` in radians."""
+        import roma  # brings torch's compiler with it, which `import fitkit` should not wait for
+
         arrays = {}
         for name, value in self.parts().items():
             tensor = roma.rotmat_to_rotvec(value).flatten(1) if name in ROTATIONS else value
             arrays[name] = tensor.detach().cpu().numpy()
-        atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
+        atomic_write(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
     @staticmethod
     def load(path: str | Path) -> State:
@@ -78,6 +79,8 @@ class State(Rows):
             FileNotFoundError: no such file.
             ValueError: not an `.npz`, a parameter missing or of the wrong shape.
         """
+        import roma
+
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
@@ -96,10 +99,14 @@ class State(Rows):
                 tensor = tensor[None]
             if name in ROTATIONS:
                 if tensor.ndim != 2 or tensor.shape[1] % 3:
-                    raise ValueError(f"{path}: {name} has shape {array.shape}, expected (B, 3 * joints) axis-angle")
+                    raise ValueError(
+                        f"{path}: {name} has shape {array.shape}, expected (B, 3 * joints) axis-angle"
+                    )
                 tensor = roma.rotvec_to_rotmat(tensor.reshape(len(tensor), -1, 3))
             tensors[name] = tensor
         people = {len(tensor) for tensor in tensors.values()}
         if len(people) > 1:
-            raise ValueError(f"{path}: parameters of {sorted(people)} people in one file, expected one number")
+            raise ValueError(
+                f"{path}: parameters of {sorted(people)} people in one file, expected one number"
+            )
         return State(**tensors)

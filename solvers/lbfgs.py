@@ -135,7 +135,10 @@ class _Search:
         best_x, best_energy, best_gradient = memory.x.clone(), memory.energy.clone(), memory.gradient.clone()
         # (step, energy, slope) of the two ends; `high` is infinitely far until the minimum is bracketed.
         low = [torch.zeros_like(self.slope), memory.energy.clone(), self.slope.clone()]
-        high = [torch.full_like(self.slope, float("inf")), *torch.zeros_like(self.slope).expand(2, -1).clone()]
+        high = [
+            torch.full_like(self.slope, float("inf")),
+            *torch.zeros_like(self.slope).expand(2, -1).clone(),
+        ]
         trial = torch.ones_like(self.slope)
         active = torch.isfinite(self.slope) & (self.slope < 0)
         for _ in range(evaluations):
@@ -148,7 +151,11 @@ class _Search:
             enough = torch.isfinite(energy) & (energy <= start + self.SUFFICIENT * step * steep)
             better = enough & (energy < best_energy[rows])
             taken = rows[better]
-            best_x[taken], best_energy[taken], best_gradient[taken] = x[better], energy[better], gradient[better]
+            best_x[taken], best_energy[taken], best_gradient[taken] = (
+                x[better],
+                energy[better],
+                gradient[better],
+            )
             flat = enough & (slope.abs() <= -self.CURVATURE * steep)
             over = ~enough | (energy >= low[1][rows])
             # The minimum lies between `low` and the trial (over), or the trial is the new `low`.
@@ -179,5 +186,7 @@ class _Search:
         width = torch.where(bracketed, high[0][rows] - step, torch.ones_like(step))
         bend = high[1][rows] - energy - slope * width
         fraction = -0.5 * slope * width / torch.where(bend.abs() > 1e-30, bend, torch.full_like(bend, 1e-30))
-        fraction = torch.where(torch.isfinite(fraction), fraction, torch.full_like(fraction, 0.5)).clamp(0.1, 0.9)
+        fraction = torch.where(torch.isfinite(fraction), fraction, torch.full_like(fraction, 0.5)).clamp(
+            0.1, 0.9
+        )
         return torch.where(bracketed, step + fraction * width, (2 * step).clamp_min(1.0))

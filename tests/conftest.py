@@ -75,9 +75,7 @@ def people(body):  # type: ignore[no-untyped-def]
         observation = Observation(
             camera,
             Keypoints(points, camera.project(xyz) + 3 * normal(count, 33, 2), confidence),
-            Keypoints3D(
-                points, xyz - xyz.mean(1, keepdim=True) + 0.03 * normal(count, 33, 3), confidence
-            ),
+            Keypoints3D(points, xyz - xyz.mean(1, keepdim=True) + 0.03 * normal(count, 33, 3), confidence),
         )
         return state(), observation
 

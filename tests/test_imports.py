@@ -15,17 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom up: a module imports from its own layer or a lower one. A new module takes its place here.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"geometry", "files", "_select", "keypoints", "camera", "state", "coordinates"}),
+    frozenset({"geometry", "files", "_select", "_version", "keypoints", "camera", "state", "coordinates"}),
     frozenset({"body", "observation"}),
-    frozenset({"render"}),
+    frozenset({"render", "initialise"}),
     frozenset({"prediction"}),
     frozenset({"objectives"}),
     frozenset({"problem"}),
     frozenset({"solve"}),
+    frozenset({"registry", "result"}),
     frozenset({"priors", "solvers"}),
     frozenset({"observe", "metrics", "datasets", "simulate", "show"}),
     frozenset({"api"}),
-    frozenset({"cli", "__main__"}),
+    frozenset({"doctor", "_arguments", "_summary"}),
+    frozenset({"cli", "doctor", "_arguments", "_summary", "__main__"}),
 )
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 # The core reaches these by name only, never by an import statement.

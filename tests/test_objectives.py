@@ -14,7 +14,8 @@ from fitkit import geometry
 from fitkit.body.model import BodyModel
 from fitkit.coordinates import SixD, retract
 from fitkit.keypoints import get_set
-from fitkit.objectives import L1, BoneDirections, GMoF, Huber, Kernel, Keypoints2D, Keypoints3D as Points3D, Objective
+from fitkit.objectives import L1, BoneDirections, GMoF, Huber, Kernel, Keypoints2D, Objective
+from fitkit.objectives import Keypoints3D as Points3D
 from fitkit.objectives.base import cost
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
@@ -59,7 +60,9 @@ OBJECTIVES: list[Objective] = [
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.name}-{type(o.kernel).__name__}")
 class TestEveryObjective:
-    def test_gradient_is_that_of_the_value(self, body: BodyModel, people: MakePeople, objective: Objective) -> None:
+    def test_gradient_is_that_of_the_value(
+        self, body: BodyModel, people: MakePeople, objective: Objective
+    ) -> None:
         """The linearisation's gradient against central differences of the value along random directions."""
         state, observation = people()
         problem = Problem(body, observation, 3.0 * objective)
@@ -86,7 +89,9 @@ class TestEveryObjective:
         torch.testing.assert_close(here.gradient, gradient, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(here.hessian, hessian, atol=1e-6, rtol=1e-6)
 
-    def test_one_person_is_a_batch_of_one(self, body: BodyModel, people: MakePeople, objective: Objective) -> None:
+    def test_one_person_is_a_batch_of_one(
+        self, body: BodyModel, people: MakePeople, objective: Objective
+    ) -> None:
         state, observation = people()
         problem = Problem(body, observation, objective)
         whole = problem.linearize(state)
@@ -169,13 +174,18 @@ def test_unseen_keypoints_do_not_count(body: BodyModel, people: MakePeople) -> N
     other = replace(observation, keypoints=replace(observation.keypoints, xy=moved))
     term = Keypoints2D()
     pred = Prediction(body, state, observation.camera)
-    torch.testing.assert_close(cost(term, term.residual(pred, observation)), cost(term, term.residual(pred, other)))
+    torch.testing.assert_close(
+        cost(term, term.residual(pred, observation)), cost(term, term.residual(pred, other))
+    )
 
 
 def test_frozen_blocks_have_no_columns(body: BodyModel, people: MakePeople) -> None:
     state, observation = people()
     problem = Problem(body, observation, fitkit.default_objective(observation))
-    whole, part = problem.linearize(state), replace(problem, free=("transl", "global_orient")).linearize(state)
+    whole, part = (
+        problem.linearize(state),
+        replace(problem, free=("transl", "global_orient")).linearize(state),
+    )
     assert part.gradient.shape == (PEOPLE, 6)
     blocks = problem.free_blocks(state)
     torch.testing.assert_close(part.gradient[:, :3], whole.gradient[:, blocks["global_orient"]])
@@ -218,7 +228,12 @@ def test_knees_and_elbows_bend_one_way(body: BodyModel, people: MakePeople) -> N
     _, observation = people(1)
     problem = Problem(body, observation, JointLimits())
     names = get_set("smplx55").names[1:22]
-    for joint, axis, fine in (("left_knee", 0, 1), ("right_knee", 0, 1), ("left_elbow", 1, -1), ("right_elbow", 1, 1)):
+    for joint, axis, fine in (
+        ("left_knee", 0, 1),
+        ("right_knee", 0, 1),
+        ("left_elbow", 1, -1),
+        ("right_elbow", 1, 1),
+    ):
         for sign in (1, -1):
             vector = torch.zeros(1, 21, 3, dtype=torch.float64)
             vector[0, names.index(joint), axis] = sign * 1.0

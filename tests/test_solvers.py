@@ -31,7 +31,9 @@ def start(body: BodyModel, observation: Observation) -> State:
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.name)
 class TestEverySolver:
-    def test_lowers_the_energy_at_every_step(self, body: BodyModel, people: MakePeople, solver: Solver) -> None:
+    def test_lowers_the_energy_at_every_step(
+        self, body: BodyModel, people: MakePeople, solver: Solver
+    ) -> None:
         _, observation = people()
         problem = Problem(body, observation, fitkit.default_objective(observation))
         state = start(body, observation)
@@ -52,7 +54,9 @@ class TestEverySolver:
         assert torch.equal(solution.state.betas, state.betas)
         assert (solution.energy < problem.energy(state)).all()
 
-    def test_a_person_is_alone_in_any_batch(self, body: BodyModel, people: MakePeople, solver: Solver) -> None:
+    def test_a_person_is_alone_in_any_batch(
+        self, body: BodyModel, people: MakePeople, solver: Solver
+    ) -> None:
         _, observation = people(4)
         problem = Problem(body, observation, fitkit.default_objective(observation))
         state = start(body, observation)
@@ -65,7 +69,9 @@ class TestEverySolver:
         joints = body.joints(alone.state) - body.joints(whole.state.select(1))
         assert joints.norm(dim=-1).max() < 2e-3
 
-    def test_reports_the_step_limit_and_convergence(self, body: BodyModel, people: MakePeople, solver: Solver) -> None:
+    def test_reports_the_step_limit_and_convergence(
+        self, body: BodyModel, people: MakePeople, solver: Solver
+    ) -> None:
         _, observation = people()
         problem = Problem(body, observation, fitkit.default_objective(observation))
         state = start(body, observation)
@@ -74,7 +80,9 @@ class TestEverySolver:
         done = solve(problem, solver, state, [Stage(500)])
         assert ((done.outcome == Outcome.CONVERGED) | (done.outcome == Outcome.STALLED)).all()
 
-    def test_a_person_without_a_finite_objective_fails_alone(self, body: BodyModel, people: MakePeople, solver: Solver) -> None:
+    def test_a_person_without_a_finite_objective_fails_alone(
+        self, body: BodyModel, people: MakePeople, solver: Solver
+    ) -> None:
         state, observation = people()
         broken = state.transl.clone()
         broken[1] = float("nan")
@@ -150,7 +158,11 @@ def test_progress_is_reported_and_can_stop_a_run(body: BodyModel, people: MakePe
     problem = Problem(body, observation, JointLimits() + Keypoints2D() + GaussianPosePrior() + ShapePrior())
     seen: list[tuple[int, str]] = []
     solution: Solution = solve(
-        problem, LM(), start(body, observation), [Stage(3, name="only")], on_step=lambda *step: seen.append(step)
+        problem,
+        LM(),
+        start(body, observation),
+        [Stage(3, name="only")],
+        on_step=lambda *step: seen.append(step),
     )
     assert seen == [(1, "only"), (2, "only"), (3, "only")]
     assert solution.trace.step == [0, 1, 2, 3]

@@ -98,7 +98,9 @@ class Objective(ABC):
 
     def __mul__(self: O, factor: float) -> O:
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
-            raise ValueError(f"objective {self.name}: weight {factor!r}, expected a finite number, not negative")
+            raise ValueError(
+                f"objective {self.name}: weight {factor!r}, expected a finite number, not negative"
+            )
         return self._with(weight=self.weight * float(factor))
 
     __rmul__ = __mul__
@@ -125,7 +127,9 @@ class Sum(Objective):
         names = [term.name for term in terms]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"objectives named {twice} appear twice in a sum: give one another name with .named(...)")
+            raise ValueError(
+                f"objectives named {twice} appear twice in a sum: give one another name with .named(...)"
+            )
         self._terms = terms
         self.requires = frozenset().union(*(term.requires for term in terms))
 
@@ -135,7 +139,7 @@ class Sum(Objective):
     def residual(self, pred: Prediction, obs: Observation) -> Residual | Tensor:
         raise TypeError("a sum of objectives has no rows of its own: read those of its terms()")
 
-    def __mul__(self, factor: float) -> Sum:  # type: ignore[override]
+    def __mul__(self, factor: float) -> Sum:
         return Sum(tuple(term * factor for term in self._terms))
 
     __rmul__ = __mul__
@@ -198,7 +202,9 @@ def objective(
     def decorate(function: Callable[..., Any]) -> Callable[..., FunctionObjective]:
         parameters = list(inspect.signature(function).parameters.values())
         if len(parameters) < 2:
-            raise ValueError(f"objective {function.__name__}: expected a function of (pred, obs, settings...)")
+            raise ValueError(
+                f"objective {function.__name__}: expected a function of (pred, obs, settings...)"
+            )
         settings = inspect.Signature(parameters[2:])
 
         @wraps(function)
@@ -229,7 +235,8 @@ def as_residual(name: str, value: Any, people: int) -> tuple[Residual, bool]:
     if not isinstance(value, Tensor) or value.ndim not in (1, 2, 3) or len(value) != people:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"objective {name} returned {got}, expected rows ({people}, R) or ({people}, N, d), or an energy ({people},)"
+            f"objective {name} returned {got}, expected rows ({people}, R) or ({people}, N, d), "
+            f"or an energy ({people},)"
         )
     if value.ndim == 1:
         return Residual((2 * value.clamp_min(1e-24)).sqrt()[:, None, None]), True

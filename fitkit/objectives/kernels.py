@@ -23,7 +23,9 @@ class Kernel(ABC):
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ValueError(f"robust kernel {type(self).__name__}: width {self.width}, expected a positive number")
+            raise ValueError(
+                f"robust kernel {type(self).__name__}: width {self.width}, expected a positive number"
+            )
 
     def widened(self: K, factor: float) -> K:
         """The same kernel at `factor` times the width: graduated non-convexity starts wide."""

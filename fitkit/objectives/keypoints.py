@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fitkit.keypoints import KeypointSet
 from fitkit.keypoints import Keypoints3D as Observed3D
+from fitkit.keypoints import KeypointSet
 from fitkit.objectives.base import Objective, Residual
 from fitkit.objectives.kernels import GMoF, Kernel
 from fitkit.observation import Observation
@@ -171,8 +171,7 @@ def _ends(points: KeypointSet) -> tuple[list[int], list[int]]:
 @cache
 def _root(points: KeypointSet) -> Tensor:
     """`(1, K)` weights of the root among the points."""
-    middle = [name for name in ("pelvis", "mid_hip") if name in points.names]
-    names = middle or ["left_hip", "right_hip"]
+    names = [name for name in points.names if name in ("pelvis", "mid_hip")] or ["left_hip", "right_hip"]
     weights = torch.zeros(1, len(points))
     weights[0, [points.index(name) for name in names]] = 1 / len(names)
     return weights
@@ -183,6 +182,8 @@ def _certainty(pred: Prediction, points: KeypointSet) -> Tensor:
     table = pred.body.__dict__.setdefault("_certainty", {})
     if points.name not in table:
         given = pred.body.available(points.name)
-        table[points.name] = torch.tensor(reliability(points), dtype=pred.body.dtype, device=given.device) * given
+        table[points.name] = (
+            torch.tensor(reliability(points), dtype=pred.body.dtype, device=given.device) * given
+        )
     weights: Tensor = table[points.name]
     return weights
