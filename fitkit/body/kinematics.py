@@ -122,7 +122,9 @@ class PointSet:
     def _pairs(self, posed: Posed) -> Tensor:
         """What each pair contributes to its point, `(B, n, 3)`."""
         shape = posed.shape
-        offset = (self.offset + shape @ self.offset_dirs[: shape.shape[1]]).view(len(posed), len(self.point), 4, 1)
+        offset = (self.offset + shape @ self.offset_dirs[: shape.shape[1]]).view(
+            len(posed), len(self.point), 4, 1
+        )
         return (posed.transforms[:, self.joint] @ offset)[..., 0]
 
     def positions(self, posed: Posed) -> Float[Tensor, "B K 3"]:
@@ -132,7 +134,10 @@ class PointSet:
     def jacobian(
         self, posed: Posed, joints: int | None = None, shaped: bool = True
     ) -> tuple[
-        Float[Tensor, "B K 3"], Float[Tensor, "B K 3 R"], Float[Tensor, "B K 3 S"] | None, Float[Tensor, "B K 3 3"]
+        Float[Tensor, "B K 3"],
+        Float[Tensor, "B K 3 R"],
+        Float[Tensor, "B K 3 S"] | None,
+        Float[Tensor, "B K 3 3"],
     ]:
         """Positions, and their derivatives with respect to rotations, shape and translation.
 
@@ -158,8 +163,8 @@ class PointSet:
         move = table.move.expand(people, -1, -1, -1)
         if not shaped:
             return self._sum @ pairs, rotate, None, move
-        flat = turned.transpose(1, 2).reshape(people, 3, -1)
-        spread = (flat @ table.shape).view(people, 3, self.count, -1)[..., :size].transpose(1, 2)
+        flat = turned.transpose(1, 2).flatten(2) @ table.shape
+        spread = flat.view(people, 3, self.count, len(self.offset_dirs))[..., :size].transpose(1, 2)
         return self._sum @ pairs, rotate, spread + table.root[..., :size], move
 
     @property

@@ -47,7 +47,8 @@ class BodyData:
         weights: `(V, J)` skinning.
         J_regressor: `(J, V)` joints from the shaped vertices.
         faces: `(F, 3)`.
-        regressors: keypoint set -> `(K, V)`; a row of zeros is a point that this body cannot give.
+        regressors: keypoint set -> `(K, V)`, or `(K, V + J)` where the last J columns are the kinematic joints; a row
+            of zeros is a point that this body cannot give.
         parts: `(F,)` DensePose's 14 parts, 1..14.
         charts: `(F,)` 24 charts, 1..24, 0 = none.
         chart_uv: `(F, 3, 2)` in [0, 1].
@@ -92,7 +93,9 @@ class BodyModel:
         self, data: BodyData, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         if len(data.parents) not in LAYOUTS:
-            raise ValueError(f"body {data.name}: {len(data.parents)} joints, expected one of {sorted(LAYOUTS)}")
+            raise ValueError(
+                f"body {data.name}: {len(data.parents)} joints, expected one of {sorted(LAYOUTS)}"
+            )
         self.data, self.name, self.dtype, self.device = data, data.name, dtype, torch.device(device)
         self.layout = LAYOUTS[len(data.parents)]
         self.joint_set = get_set(JOINT_SETS[len(data.parents)])
@@ -132,11 +135,15 @@ class BodyModel:
             if name in ("betas", "expression"):
                 most = self.num_betas if name == "betas" else self.num_expression
                 if value.shape[1] > most:
-                    raise ValueError(f"body {self.name}: state has {value.shape[1]} {name}, expected at most {most}")
+                    raise ValueError(
+                        f"body {self.name}: state has {value.shape[1]} {name}, expected at most {most}"
+                    )
             elif expected is None:
                 raise ValueError(f"body {self.name} has no {name}, expected only {sorted(self.layout)}")
             elif value.shape[1] != expected:
-                raise ValueError(f"body {self.name}: {name} has {value.shape[1]} entries, expected {expected}")
+                raise ValueError(
+                    f"body {self.name}: {name} has {value.shape[1]} entries, expected {expected}"
+                )
 
     def shape(self, state: State) -> Tensor:
         """Shape coefficients `(B, S')`: betas, and the expression behind all betas where there is one."""
@@ -192,20 +199,37 @@ class BodyModel:
         return self._points[name, full]
 
     def regressed(self, regressor: np.ndarray, joints: int) -> PointSet:
-        """Points that a regressor `(K, V)` takes from the skinned surface (without pose correctives)."""
+        """Points that a regressor takes from the skinned surface (without pose correctives) and from the joints.
+
+        Args:
+            regressor: `(K, V)`, or `(K, V + J)` where the last J columns are the kinematic joints.
+            joints: 22 or all; of the skeleton.
+
+        Raises:
+            ValueError: a regressor of another width.
+        """
         full = joints == len(self.data.parents)
         owner = self._owner(full)
-        weights = np.zeros((len(self.data.v_template), int(owner.max()) + 1))
-        np.add.at(weights.T, owner, self.data.weights.T.astype(np.float64))
-        regressor = regressor.astype(np.float64)
+        vertices, width = len(self.data.v_template), regressor.shape[1]
+        if width not in (vertices, vertices + len(owner)):
+            expected = f"{vertices} or {vertices + len(owner)}"
+            raise ValueError(f"body {self.name}: regressor has {width} columns, expected {expected}")
+        regressor = np.pad(regressor.astype(np.float64), ((0, 0), (0, vertices + len(owner) - width)))
+        # A joint is one more vertex, which rests at the joint and moves with what carries it.
+        weights = np.zeros((vertices + len(owner), int(owner.max()) + 1))
+        np.add.at(
+            weights.T, owner, np.concatenate([self.data.weights, np.eye(len(owner))]).T.astype(np.float64)
+        )
         mass = regressor @ weights
         # Weights of both signs may cancel in the mass and still leave a lever.
         point, joint = np.nonzero(np.abs(regressor) @ weights > 1e-7)
         used = np.nonzero(np.abs(regressor).sum(0))[0]
         pull = regressor[point][:, used] * weights[used][:, joint].T
-        surface = np.concatenate([self.data.v_template[:, :, None], self._all_dirs], 2)[used].astype(np.float64)
-        rest = np.concatenate([self._rest_joints[:, :, None], self._rest_joint_dirs], 2)[_active(full, owner)]
-        lever = np.einsum("nv,vcs->ncs", pull, surface) - mass[point, joint, None, None] * rest[joint]
+        surface = np.concatenate([self.data.v_template[:, :, None], self._all_dirs], 2)
+        rest = np.concatenate([self._rest_joints[:, :, None], self._rest_joint_dirs], 2)
+        source = np.concatenate([surface.astype(np.float64), rest])[used]
+        rest = rest[_active(full, owner)]
+        lever = np.einsum("nv,vcs->ncs", pull, source) - mass[point, joint, None, None] * rest[joint]
         return self._point_set(len(regressor), point, joint, lever, mass[point, joint], full)
 
     def joints(self, state: State) -> Float[Tensor, "B J 3"]:
@@ -236,7 +260,8 @@ class BodyModel:
         weights = self._tensor_weights(full)[chosen]
         people, size = len(state), posed.shape.shape[1]
         template, dirs = self._tensors["v_template"][chosen], self._tensors["dirs"][chosen]
-        shaped = template + (dirs.reshape(-1, dirs.shape[-1])[:, :size] @ posed.shape.mT).T.view(people, len(template), 3)
+        moved = (dirs.reshape(-1, dirs.shape[-1])[:, :size] @ posed.shape.mT).T
+        shaped = template + moved.view(people, len(template), 3)
         count = self.data.posedirs.shape[2] // 9
         if count:
             eye = torch.eye(3, dtype=self.dtype, device=self.device)
@@ -247,7 +272,8 @@ class BodyModel:
         turned, place = posed.transforms[..., :3], posed.transforms[..., 3]
         rest = self._rest(full) + torch.einsum("jcs,bs->bjc", self._rest_dirs(full)[..., :size], posed.shape)
         offset = place - (turned @ rest[..., None])[..., 0]
-        blend = (weights @ torch.cat([turned, offset[..., None]], -1).flatten(2)).view(people, len(template), 3, 4)
+        blend = weights @ torch.cat([turned, offset[..., None]], -1).flatten(2)
+        blend = blend.view(people, len(template), 3, 4)
         return (blend[..., :3] @ shaped[..., None])[..., 0] + blend[..., 3]
 
     @property
@@ -275,7 +301,9 @@ class BodyModel:
 
     @cached_property
     def _rest_joint_dirs(self) -> np.ndarray:
-        return np.einsum("jv,vcs->jcs", self.data.J_regressor.astype(np.float64), self._all_dirs, optimize=True)
+        return np.einsum(
+            "jv,vcs->jcs", self.data.J_regressor.astype(np.float64), self._all_dirs, optimize=True
+        )
 
     @cached_property
     def _tensors(self) -> dict[str, Tensor]:
@@ -348,7 +376,13 @@ class BodyModel:
         return self._point_set(count, np.arange(count), owner, lever, np.ones(count), full)
 
     def _point_set(
-        self, count: int, point: np.ndarray, joint: np.ndarray, lever: np.ndarray, mass: np.ndarray, full: bool
+        self,
+        count: int,
+        point: np.ndarray,
+        joint: np.ndarray,
+        lever: np.ndarray,
+        mass: np.ndarray,
+        full: bool,
     ) -> PointSet:
         pairs = len(point)
         offset = np.concatenate([lever[..., 0], mass[:, None]], 1).reshape(-1)

@@ -32,10 +32,10 @@ def read_smpl(path: str | Path, num_betas: int = 10, num_expression: int = 10) -
     of the shape directions that were read, so what was made for one file (or one number of betas) is not
     mistaken for another's.
 
-    Keypoints that are joints are taken from the skinned surface by the rows of the file's own joint regressor: within
-    millimetres of the kinematic joint, up to about two centimetres at strongly bent limbs. Points of the face and
-    feet are single vertices, known for the published meshes of 6,890 and 10,475 vertices; the rows of other meshes
-    are zero, which says that the body cannot give them.
+    Keypoints that are joints are the kinematic joints themselves, as the users of these bodies have them, and not
+    what the joint regressor would take from the posed skin, which differs by a centimetre and more at a strongly bent
+    limb. Points of the face and feet are single vertices, known for the published meshes of 6,890 and 10,475
+    vertices; the rows of other meshes are zero, which says that the body cannot give them.
 
     Args:
         path: `.npz` or `.pkl`; the content decides, not the suffix.
@@ -102,7 +102,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path}: a web page, expected a body file; the download needs a login")
         if start[:2] == b"PK":
             return _read_npz(path)
-        content = load_pickle(file, str(path))
+        content = load_pickle(file.read(), str(path))
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of arrays")
     return _required(path, [str(key) for key in content], lambda name: as_array(content[name]))
@@ -128,7 +128,7 @@ def _member(archive: zipfile.ZipFile, name: str, origin: str) -> np.ndarray:
         )
         shape, _, dtype = header(file)
         if dtype.hasobject:
-            return as_array(load_pickle(file, origin))  # type: ignore[arg-type]
+            return as_array(load_pickle(file.read(), origin))
     if math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"shape {shape} of {dtype} in {size} bytes")
     with archive.open(name) as file:
@@ -232,7 +232,8 @@ def _shape_columns(
 
 
 def _finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    result = np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found next
+        result = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(result).all():
         raise ValueError(
             f"{path}: {name} has {int((~np.isfinite(result)).sum())} entries that are not finite"

@@ -51,19 +51,21 @@ _TORSO, _HEAD = 1, 14
 def keypoint_regressors(
     names: Sequence[str], body: Mapping[str, np.ndarray], faces: np.ndarray, landmarks: Landmarks | None
 ) -> dict[str, np.ndarray]:
-    """Keypoint set -> `(K, V)` rows over the surface; a row of zeros is a point that this body cannot give.
+    """Keypoint set -> `(K, V + J)` rows over vertices and joints; zeros are a point that this body cannot give.
 
-    Joints are the body's own; what the sets' other names mean agrees with the embedded body.
+    Joints are the kinematic ones; what the sets' other names mean agrees with the embedded body.
 
     Args:
         names: of the J joints.
-        body: `v_template` (V, 3), `weights` (V, J) and `J_regressor` (J, V).
+        body: `v_template` (V, 3) and `weights` (V, J).
         faces: `(F, 3)`.
         landmarks: SMPL-X's 51, as faces `(51,)` and barycentric coordinates `(51, 3)`.
     """
-    joint = dict(zip(names, body["J_regressor"], strict=True))
+    vertices = len(body["v_template"])
+    width = vertices + len(names)
+    joint = {name: _one(width, vertices + place) for place, name in enumerate(names)}
     at = _surface_points(names, body, faces, landmarks)
-    absent = np.zeros(len(body["v_template"]), np.float32)
+    absent = np.zeros(width, np.float32)
     # SMPL-X's eye joints lie inside the head, where no detector sees them.
     seen = {name: row for name, row in joint.items() if not name.endswith("_eye")} | at
     mid_hip = (joint["left_hip"] + joint["right_hip"]) / 2
@@ -101,23 +103,24 @@ def _surface_points(
 ) -> dict[str, np.ndarray]:
     """Points that are no joints, where this mesh is known to have them."""
     template, count = body["v_template"], len(body["v_template"])
+    width = count + len(names)
     rows = {}
     for name, vertex in zip(_POINTS, _VERTICES.get(count, ()), strict=False):
-        rows[name] = _one(count, vertex)
+        rows[name] = _one(width, vertex)
     # Other meshes in SMPL-X's layout may carry placeholders instead of landmarks.
     if landmarks is not None and count == 10475:
         for name, position in _LANDMARKS.items():
-            rows[name] = np.zeros(count, np.float32)
+            rows[name] = np.zeros(width, np.float32)
             np.add.at(rows[name], faces[landmarks[0][position]], landmarks[1][position])
     on_head = body["weights"][:, list(names).index("head")] > 0.5
     if on_head.any():
-        rows["head_top"] = _one(count, int(np.where(on_head, template[:, 1], -np.inf).argmax()))
+        rows["head_top"] = _one(width, int(np.where(on_head, template[:, 1], -np.inf).argmax()))
     return rows
 
 
-def _one(count: int, vertex: int) -> np.ndarray:
-    row = np.zeros(count, np.float32)
-    row[vertex] = 1
+def _one(width: int, column: int) -> np.ndarray:
+    row = np.zeros(width, np.float32)
+    row[column] = 1
     return row
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, BinaryIO, ClassVar
+from io import BytesIO
+from typing import Any, ClassVar
 
 import numpy as np
 
 _SPARSE = re.compile(r"(csc|csr|coo)_(matrix|array)")
 _NUMBER = re.compile(r"[<>=|]?([biufc])([0-9]+)")
+_MOST = 1 << 24  # entries of a dense joint regressor: thirty times the largest
 _DEEPEST = 20  # chumpy expressions in a body file are nested once or twice
 
 
@@ -152,7 +155,11 @@ _KNOWN: dict[tuple[str, str], object] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The one in Python: the one in C makes room for whatever memo index a few bytes name, gigabytes of it.
+    read: Callable[[int], bytes]
+    append: Callable[[object], None]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
@@ -161,12 +168,19 @@ class _Unpickler(pickle.Unpickler):
             return type("_Inert", (_Inert,), {"origin": f"{module}.{name}"})
         raise _Refused(f"it names {module}.{name}, which no body file needs")
 
+    def _load_bytearray(self) -> None:
+        """As inherited, but the bytes that are there, and not first as many zeros as the file claims."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
 
-def load_pickle(file: BinaryIO, origin: str) -> object:
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
+
+
+def load_pickle(data: bytes, origin: str) -> object:
     """What a pickle holds, with stand-ins for all but Python's own containers; `as_array` reads those.
 
     Args:
-        file: open for reading at the start of the pickle, of Python 2 or 3.
+        data: the pickle, of Python 2 or 3.
         origin: names the file in messages.
 
     Raises:
@@ -174,7 +188,7 @@ def load_pickle(file: BinaryIO, origin: str) -> object:
             expressions.
     """
     try:
-        return _Unpickler(file, encoding="latin1").load()
+        return _Unpickler(BytesIO(data), encoding="latin1").load()
     except _Refused as error:
         raise ValueError(f"{origin}: refused, {error}. Nothing in the file was executed") from error
     except Exception as error:  # a damaged pickle fails in whatever opcode it was cut or changed
@@ -257,9 +271,11 @@ def _from_sparse(value: _Inert, depth: int) -> np.ndarray:
             row, col = (_as_array(place, depth + 1) for place in places)
         else:
             minor, starts = (_as_array(state[name], depth + 1) for name in ("indices", "indptr"))
+            if starts[0] != 0 or starts[-1] != len(minor) or (np.diff(starts) < 0).any():
+                raise ValueError(f"a sparse matrix whose {len(minor)} entries are not in order")
             major = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
             row, col = (minor, major) if layout == "csc" else (major, minor)
-        if len(shape) != 2 or math.prod(shape) > 1 << 28 or min(row.min(initial=0), col.min(initial=0)) < 0:
+        if len(shape) != 2 or math.prod(shape) > _MOST or min(row.min(initial=0), col.min(initial=0)) < 0:
             raise ValueError(f"a sparse matrix of shape {shape}")
         dense = np.zeros(shape, data.dtype)
         np.add.at(dense, (row, col), data)
