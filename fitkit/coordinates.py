@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,23 @@ from fitkit import geometry
 from fitkit.state import ROTATIONS, State
 
 VECTORS = ("betas", "expression", "transl")
+
+
+@lru_cache(maxsize=256)
+def _pack(
+    sizes: tuple[tuple[str, int], ...], free: tuple[str, ...] | None, per_joint: int
+) -> dict[str, slice]:
+    """Columns of the free parts of a state, side by side; asked for at every step, so it is kept."""
+    count = dict(sizes)
+    unknown = [name for name in free or () if name not in count]
+    if unknown:
+        raise ValueError(f"cannot free {unknown}: the state has {sorted(count)}")
+    blocks, start = {}, 0
+    for name in (*ROTATIONS, *VECTORS):
+        if name in count and (free is None or name in free):
+            stop = start + count[name] * (per_joint if name in ROTATIONS else 1)
+            blocks[name], start = slice(start, stop), stop
+    return blocks
 
 
 class Coordinates(ABC):
@@ -31,19 +49,10 @@ class Coordinates(ABC):
 
     def __init__(self, reference: State, free: Sequence[str] | None = None) -> None:
         self.reference = reference
-        parts = reference.parts()
-        unknown = [name for name in free or () if name not in parts]
-        if unknown:
-            raise ValueError(f"cannot free {unknown}: the state has {sorted(parts)}")
-        order = [name for name in (*ROTATIONS, *VECTORS) if name in parts]
-        self.free = tuple(name for name in order if free is None or name in free)
-        self.blocks: dict[str, slice] = {}
-        start = 0
-        for name in self.free:
-            count = parts[name].shape[1] * (self.per_joint if name in ROTATIONS else 1)
-            self.blocks[name] = slice(start, start + count)
-            start += count
-        self.size = start
+        sizes = tuple((name, value.shape[1]) for name, value in reference.parts().items())
+        self.blocks = _pack(sizes, None if free is None else tuple(free), self.per_joint)
+        self.free = tuple(self.blocks)
+        self.size = max((block.stop for block in self.blocks.values()), default=0)
 
     def decode(self, x: Float[Tensor, "B D"]) -> State:
         """The state at x; frozen blocks are those of the reference."""

@@ -209,6 +209,20 @@ class Keypoints3D(Rows):
     def __len__(self) -> int:
         return len(self.xyz)
 
+    @cached_property
+    def _bones(self) -> dict[tuple[tuple[int, int], ...], tuple[Tensor, Tensor]]:
+        return {}
+
+    def directions(
+        self, bones: tuple[tuple[int, int], ...]
+    ) -> tuple[Float[Tensor, "B M 3"], Float[Tensor, "B M"]]:
+        """Unit directions of (from, to) pairs of points, and the lower confidence of their ends; kept."""
+        if bones not in self._bones:
+            start, end = [a for a, _ in bones], [b for _, b in bones]
+            unit = torch.nn.functional.normalize(self.xyz[:, end] - self.xyz[:, start], dim=-1)
+            self._bones[bones] = unit, torch.minimum(self.confidence[:, start], self.confidence[:, end])
+        return self._bones[bones]
+
 
 def _clean(points: Keypoints | Keypoints3D, field: str, dimension: int) -> None:
     coordinates, confidence = getattr(points, field), points.confidence

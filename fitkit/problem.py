@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -99,6 +99,15 @@ class Problem:
             result = changed if result is None else result + changed
         assert result is not None
         return replace(self, objective=result, free=self.free if free is None else tuple(free))
+
+    def trimmed(self) -> Problem:
+        """Without the parts of the observation that no term reads: masks are large, and starts multiply them."""
+        terms = self.objective.terms()
+        if any(term.reads_all for term in terms):
+            return self
+        read = frozenset().union(*(term.requires for term in terms)) | {"camera"}
+        unread = {part.name: None for part in fields(self.observation) if part.name not in read}
+        return replace(self, observation=replace(self.observation, **unread))  # type: ignore[arg-type]
 
     # -- three readers ---------------------------------------------------------------------------------------
 

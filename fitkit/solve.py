@@ -213,6 +213,9 @@ def solve(
     if len(state) != len(problem) * starts:
         raise ValueError(f"solve: {len(state)} starts, expected {starts} for each of {len(problem)} people")
     problem.body.check(state)
+    problem = problem.trimmed()
+    if hint is not None:
+        hint = replace(problem, observation=hint).trimmed().observation
     schedule = tuple(stages or solver.stages) or (Stage(solver.max_steps),)
     people, owner = (
         len(problem),

@@ -58,8 +58,7 @@ class State(Rows):
 
     def parts(self) -> dict[str, Tensor]:
         """What is not None, by SMPL-X name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
 
     def save(self, path: str | Path) -> None:
         """Write a plain `.npz` with SMPL-X names, rotations as axis-angle `(B, 3 * joints)` in radians."""
@@ -89,10 +88,9 @@ class State(Rows):
         missing = [name for name in _REQUIRED if name not in arrays]
         if missing:
             raise ValueError(f"{path}: {missing} missing, found {sorted(arrays)}")
-        known = {field.name for field in fields(State)}
         tensors = {}
         for name, array in arrays.items():
-            if name not in known:
+            if name not in _NAMES:
                 continue
             tensor = torch.as_tensor(array)
             if tensor.ndim == 1:
@@ -110,3 +108,6 @@ class State(Rows):
                 f"{path}: parameters of {sorted(people)} people in one file, expected one number"
             )
         return State(**tensors)
+
+
+_NAMES = tuple(field.name for field in fields(State))

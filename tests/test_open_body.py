@@ -26,9 +26,15 @@ def body() -> dict[str, np.ndarray]:
 
 
 def _regressor(body: dict[str, np.ndarray], name: str) -> np.ndarray:
-    out = np.zeros((len(body[f"kp_{name}_names"]), len(body["v_template"])))
+    out = np.zeros((len(body[f"kp_{name}_names"]), len(body["v_template"]) + 55))
     out[body[f"kp_{name}_row"], body[f"kp_{name}_col"]] = body[f"kp_{name}_val"]
     return out
+
+
+def points_of(body: dict[str, np.ndarray]) -> np.ndarray:
+    """Vertices and joints of the mean body: what the columns of a keypoint regressor stand for."""
+    template = body["v_template"].astype(float)
+    return np.concatenate([template, body["J_regressor"].astype(float) @ template])
 
 
 def _other(names: list[str]) -> list[int]:
@@ -92,7 +98,8 @@ def test_exact_mirror_symmetry(body: dict[str, np.ndarray]) -> None:
     assert (mirrored == dirs).all()
     for name in SETS:
         rows = _regressor(body, name)
-        assert (rows[_other(body[f"kp_{name}_names"].tolist())][:, m] == rows).all(), name
+        everything = np.concatenate([m, len(m) + jm])
+        assert (rows[_other(body[f"kp_{name}_names"].tolist())][:, everything] == rows).all(), name
 
 
 def test_surface_is_mirrored_closed_and_oriented(body: dict[str, np.ndarray]) -> None:
@@ -151,12 +158,18 @@ def test_landmarks_lie_where_they_should(body: dict[str, np.ndarray]) -> None:
     for name, place in EXPECTED.items():
         assert np.linalg.norm(joints[name] - place) < 0.03, name
     for name in SETS:
-        points = dict(zip(body[f"kp_{name}_names"].tolist(), _regressor(body, name) @ template, strict=True))
+        points = dict(
+            zip(body[f"kp_{name}_names"].tolist(), _regressor(body, name) @ points_of(body), strict=True)
+        )
         assert all(p[0] > 0.01 for n, p in points.items() if "left" in n), name
         for part in ("knee", "ankle", "elbow", "wrist", "shoulder", "hip"):
             assert np.linalg.norm(points[f"left_{part}"] - joints[f"left_{part}"]) < 0.05, (name, part)
     face = dict(
-        zip(body["kp_mediapipe33_names"].tolist(), _regressor(body, "mediapipe33") @ template, strict=True)
+        zip(
+            body["kp_mediapipe33_names"].tolist(),
+            _regressor(body, "mediapipe33") @ points_of(body),
+            strict=True,
+        )
     )
     assert face["left_eye_inner"][0] < face["left_eye"][0] < face["left_eye_outer"][0]
     assert face["nose"][2] > face["mouth_left"][2] > face["left_ear"][2]

@@ -270,7 +270,8 @@ class BodyModel:
             posedirs = self._tensors["posedirs"][chosen].flatten(0, 1)[:, : feature.shape[1]]
             shaped = shaped + (posedirs @ feature.mT).T.view(people, len(template), 3)
         turned, place = posed.transforms[..., :3], posed.transforms[..., 3]
-        rest = self._rest(full) + torch.einsum("jcs,bs->bjc", self._rest_dirs(full)[..., :size], posed.shape)
+        rest, rest_dirs = self._rest(full)
+        rest = rest + torch.einsum("jcs,bs->bjc", rest_dirs[..., :size], posed.shape)
         offset = place - (turned @ rest[..., None])[..., 0]
         blend = weights @ torch.cat([turned, offset[..., None]], -1).flatten(2)
         blend = blend.view(people, len(template), 3, 4)
@@ -341,11 +342,13 @@ class BodyModel:
             cache[full] = Skeleton(tuple(parents), self._float(rest.reshape(-1)), flat)
         return cast(Skeleton, cache[full])
 
-    def _rest(self, full: bool) -> Tensor:
-        return self._float(self._rest_joints[_active(full, self._owner(full))])
-
-    def _rest_dirs(self, full: bool) -> Tensor:
-        return self._float(self._rest_joint_dirs[_active(full, self._owner(full))])
+    def _rest(self, full: bool) -> tuple[Tensor, Tensor]:
+        """Rest positions `(A, 3)` of the joints that can move, and their change with the shape `(A, 3, S)`."""
+        cache = self.__dict__.setdefault("_rests", {})
+        if full not in cache:
+            active = _active(full, self._owner(full))
+            cache[full] = self._float(self._rest_joints[active]), self._float(self._rest_joint_dirs[active])
+        return cast("tuple[Tensor, Tensor]", cache[full])
 
     def _tensor_weights(self, full: bool) -> Tensor:
         cache = self.__dict__.setdefault("_folded", {})

@@ -35,10 +35,11 @@ _FLOATS = ("v_template", "shapedirs", "exprdirs", "posedirs", "weights", "J_regr
 
 
 def _regressors(arrays: dict[str, np.ndarray], vertices: int) -> dict[str, np.ndarray]:
+    """`(K, V + J)`: a column from V on is a kinematic joint."""
     dense = {}
     for name in set_names():
         if f"kp_{name}_row" in arrays:
             count = len(arrays[f"kp_{name}_names"])
-            dense[name] = np.zeros((count, vertices), np.float32)
+            dense[name] = np.zeros((count, vertices + len(arrays["parents"])), np.float32)
             dense[name][arrays[f"kp_{name}_row"], arrays[f"kp_{name}_col"]] = arrays[f"kp_{name}_val"]
     return dense

@@ -7,6 +7,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def read_smpl(path: str | Path, num_betas: int = 10, num_expression: int = 10) -
     mistaken for another's.
 
     Keypoints that are joints are the kinematic joints themselves, as the users of these bodies have them, and not
-    what the joint regressor would take from the posed skin, which differs by a centimetre and more at a strongly bent
+    what the joint regressor would take from the posed skin, which is centimetres away from them at a bent
     limb. Points of the face and feet are single vertices, known for the published meshes of 6,890 and 10,475
     vertices; the rows of other meshes are zero, which says that the body cannot give them.
 
@@ -121,19 +122,20 @@ def _member(archive: zipfile.ZipFile, name: str, origin: str) -> np.ndarray:
     size = archive.getinfo(name).file_size
     if size > LARGEST:
         raise ValueError(f"{size} bytes, expected at most {LARGEST}")
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = header(file)
-        if dtype.hasobject:
-            return as_array(load_pickle(file.read(), origin))
-    if math.prod(shape) * dtype.itemsize > size:
-        raise ValueError(f"shape {shape} of {dtype} in {size} bytes")
-    with archive.open(name) as file:
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+    data = BytesIO(archive.read(name))
+    try:
+        old = np.lib.format.read_magic(data) == (1, 0)
+        header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(data)
+        if not dtype.hasobject:
+            if math.prod(shape) * dtype.itemsize > size:
+                raise ValueError(f"shape {shape} of {dtype} in {size} bytes")
+            data.seek(0)
+            array: np.ndarray = np.lib.format.read_array(data, allow_pickle=False)
+            return array
+    except Exception as error:  # a damaged header fails wherever Python's own parser fails
+        raise ValueError(f"not an array, or cut short ({error})") from error
+    return as_array(load_pickle(data.read(), origin))
 
 
 def _required(path: Path, names: list[str], read: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
@@ -191,7 +193,8 @@ def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray], vertices: int, j
 
 def _parents(path: Path, table: np.ndarray, kind: str) -> np.ndarray:
     # The root's parent is written as -1, or as the same in 32 bits without a sign.
-    parents = table[0].astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        parents = table[0].astype(np.int64)
     parents[parents == 2**32 - 1] = -1
     expected = [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19]
     if kind == "smpl":
@@ -232,7 +235,7 @@ def _shape_columns(
 
 
 def _finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold is found next
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is found next
         result = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(result).all():
         raise ValueError(
@@ -242,7 +245,8 @@ def _finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _faces(path: Path, faces: np.ndarray, vertices: int) -> np.ndarray:
-    result = faces.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        result = faces.astype(np.int64)
     if result.size and (result.min() < 0 or result.max() >= vertices):
         raise ValueError(
             f"{path}: f names vertices {result.min()}..{result.max()}, expected 0..{vertices - 1}"

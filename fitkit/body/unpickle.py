@@ -201,7 +201,12 @@ def as_array(value: object) -> np.ndarray:
     Raises:
         ValueError: not numbers, or sizes that contradict each other.
     """
-    return _as_array(value, 0)
+    try:
+        return _as_array(value, 0)
+    except ValueError:
+        raise
+    except Exception as error:  # contents that contradict each other fail wherever they meet
+        raise ValueError(f"broken contents ({type(error).__name__}: {error})") from error
 
 
 def _as_array(value: object, depth: int) -> np.ndarray:
@@ -253,32 +258,26 @@ def _from_array(value: _Array, depth: int) -> np.ndarray:
 
 def _from_select(value: _Inert, depth: int) -> np.ndarray:
     """chumpy's `a.ravel()[idxs].reshape(preferred_shape)`, what an indexed expression is stored as."""
-    try:
-        source, chosen = (_as_array(value.state[name], depth + 1) for name in ("a", "idxs"))
-        shape = value.state.get("preferred_shape")
-        return source.ravel()[chosen.ravel()].reshape(chosen.shape if shape is None else shape)
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"a broken {value.origin} ({error})") from error
+    source, chosen = (_as_array(value.state[name], depth + 1) for name in ("a", "idxs"))
+    shape = value.state.get("preferred_shape")
+    return source.ravel()[chosen.ravel()].reshape(chosen.shape if shape is None else shape)
 
 
 def _from_sparse(value: _Inert, depth: int) -> np.ndarray:
     layout, state = value.origin.rsplit(".", 1)[1][:3], value.state
-    try:
-        shape = tuple(int(size) for size in state["_shape"])
-        data = _as_array(state["data"], depth + 1)
-        if layout == "coo":
-            places = state["coords"] if "coords" in state else (state["row"], state["col"])
-            row, col = (_as_array(place, depth + 1) for place in places)
-        else:
-            minor, starts = (_as_array(state[name], depth + 1) for name in ("indices", "indptr"))
-            if starts[0] != 0 or starts[-1] != len(minor) or (np.diff(starts) < 0).any():
-                raise ValueError(f"a sparse matrix whose {len(minor)} entries are not in order")
-            major = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-            row, col = (minor, major) if layout == "csc" else (major, minor)
-        if len(shape) != 2 or math.prod(shape) > _MOST or min(row.min(initial=0), col.min(initial=0)) < 0:
-            raise ValueError(f"a sparse matrix of shape {shape}")
-        dense = np.zeros(shape, data.dtype)
-        np.add.at(dense, (row, col), data)
-        return dense
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"a broken {value.origin} ({type(error).__name__}: {error})") from error
+    shape = tuple(int(size) for size in state["_shape"])
+    data = _as_array(state["data"], depth + 1)
+    if layout == "coo":
+        places = state["coords"] if "coords" in state else (state["row"], state["col"])
+        row, col = (_as_array(place, depth + 1) for place in places)
+    else:
+        minor, starts = (_as_array(state[name], depth + 1) for name in ("indices", "indptr"))
+        if starts[0] != 0 or starts[-1] != len(minor) or (starts[1:] < starts[:-1]).any():
+            raise ValueError(f"a sparse matrix whose {len(minor)} entries are not in order")
+        major = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        row, col = (minor, major) if layout == "csc" else (major, minor)
+    if len(shape) != 2 or math.prod(shape) > _MOST or min(row.min(initial=0), col.min(initial=0)) < 0:
+        raise ValueError(f"a sparse matrix of shape {shape} with negative places, or too large")
+    dense = np.zeros(shape, data.dtype)
+    np.add.at(dense, (row, col), data)
+    return dense

@@ -42,6 +42,7 @@ class Objective(ABC):
         weight: multiplies the value, always.
         kernel: robust kernel, None for least squares.
         requires: parts of the Observation that it reads.
+        reads_all: whether it may read parts of the Observation that `requires` does not name.
         block: the one block of the State that it reads, where there is only one: derivatives are in its columns.
     """
 
@@ -49,6 +50,7 @@ class Objective(ABC):
     weight: float = 1.0
     kernel: Kernel | None = None
     requires: frozenset[str] = frozenset()
+    reads_all: bool = False
     block: str | None = None
 
     @abstractmethod
@@ -167,6 +169,7 @@ class FunctionObjective(Objective):
         self, function: Callable[..., Any], arguments: dict[str, Any], name: str, requires: frozenset[str]
     ) -> None:
         self.function, self.arguments, self.name, self.requires = function, arguments, name, requires
+        self.reads_all = not requires
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual | Tensor:
         rows: Residual | Tensor = self.function(pred, obs, **self.arguments)
@@ -190,7 +193,8 @@ def objective(
     Args:
         function: to decorate.
         name: of the term; the function's own by default.
-        requires: parts of the Observation that the function reads; checked before a solver starts.
+        requires: parts of the Observation that the function reads; checked before a solver starts. Where none is
+            named, the function sees everything; naming them spares the solver to carry the rest along.
 
     >>> @objective
     ... def hips_at(pred, obs, height: float):

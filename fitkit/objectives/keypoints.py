@@ -139,11 +139,10 @@ class BoneDirections(Objective):
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         seen = _world(obs)
         start, end = _ends(seen.set)
-        wanted = torch.nn.functional.normalize(seen.xyz[:, end] - seen.xyz[:, start], dim=-1)
+        wanted, weight = seen.directions(bones(seen.set))
         points = pred.keypoints(seen.set.name)
         bone = torch.nn.functional.normalize(points[:, end] - points[:, start], dim=-1)
         certain = _certainty(pred, seen.set) > 0
-        weight = torch.minimum(seen.confidence[:, start], seen.confidence[:, end])
         return Residual((bone - wanted) / self.sigma, weight * (certain[start] & certain[end]))
 
     def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B M 3 D"]:

@@ -32,6 +32,7 @@ def save_result(result: FitResult, folder: str | Path) -> Path:
     result.state.save(folder / "params.npz")
     write_json(folder / "result.json", to_json(result))
     bodies, numbers = result[result.ok], result.ok.nonzero()[:, 0].tolist()
+    _remove_stale(folder, numbers)
     vertices, faces = bodies.vertices().detach().cpu().numpy(), result.body.faces.cpu().numpy()
     colors = person_colors(len(result))[result.ok.numpy()]
     picture = _draw(bodies, vertices, faces, colors)
@@ -102,6 +103,17 @@ def trace_arrays(result: FitResult) -> dict[str, Any]:
         "values": {name: values[..., column] for column, name in enumerate(trace.terms)},
         "energy": trace.energy.detach().cpu().numpy(),
     }
+
+
+def _remove_stale(folder: Path, numbers: list[int]) -> None:
+    """Files of an earlier save to the same folder that this one will not write again: they would tell of others."""
+    keep = {f"body_{number}.{kind}" for number in numbers for kind in ("glb", "obj")}
+    of_bodies = [path for kind in ("glb", "obj") for path in folder.glob(f"body_*.{kind}")]
+    whole = ("views.png", "scene.glb", "trace.png", "trace.csv", "report.html")
+    of_bodies += [] if numbers else [folder / name for name in whole]
+    for path in of_bodies:
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
 
 
 def _person(number: int, person: FitResult) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def build(out: Path, seed: int, correctives: bool = True) -> dict:
         space.mean, source.faces, source.face_uv, source.uv, source.mirror, source.segments, VERTICES
     )
     arrays = _skin_and_shape(source, mesh, space, *train, seed)
-    arrays |= _keypoints(source, mesh, space.mean, train[0], arrays["J_regressor"])
+    arrays |= _keypoints(source, mesh, space.mean, train[0])
     arrays |= _surface(source, mesh, arrays)
     arrays["posedirs"] = np.zeros((len(mesh.index), 3, 9 * NUM_BODY_JOINTS), np.float16)
     if correctives:
@@ -100,11 +100,11 @@ def _skin_and_shape(
 
 
 def _keypoints(
-    source: Source, mesh: LightMesh, mean_full: np.ndarray, adults: People, regressor: np.ndarray
+    source: Source, mesh: LightMesh, mean_full: np.ndarray, adults: People
 ) -> dict[str, np.ndarray]:
     some = _people(adults, slice(0, 300))
     coco = fit_coco(source, mesh, mean_full, some.vertices[:, mesh.index], coco_points(source, some))
-    sets = regressor_sets(coco, landmarks(source, mesh, mean_full), regressor.astype(np.float64))
+    sets = regressor_sets(coco, landmarks(source, mesh, mean_full))
     out: dict[str, np.ndarray] = {}
     for name, (names, rows) in sets.items():
         k, v = np.nonzero(rows)

@@ -99,9 +99,17 @@ def landmarks(source: Source, mesh: LightMesh, mean_full: Array) -> dict[str, Ar
     return with_mirrored(rows, mesh.mirror)
 
 
-def regressor_sets(coco: dict[str, Array], marks: dict[str, Array], joints: Array) -> dict[str, tuple]:
-    """{set: (names, (K,V) rows)}. COCO, OpenPose and MediaPipe sit where annotators click, the others at joints."""
-    joint = dict(zip(JOINT_NAMES, joints, strict=True))
+def regressor_sets(coco: dict[str, Array], marks: dict[str, Array]) -> dict[str, tuple]:
+    """{set: (names, (K,V+J) rows)}. COCO, OpenPose and MediaPipe sit where annotators click, the others at joints.
+
+    The last J columns are the kinematic joints themselves: a joint's regressor reaches for vertices half a metre
+    away, which is right at rest and centimetres wrong on a bent body.
+    """
+    vertices = len(coco["nose"])
+    joint = dict(zip(JOINT_NAMES, np.eye(vertices + len(JOINT_NAMES))[vertices:], strict=True))
+    coco, marks = (
+        {name: np.pad(row, (0, len(JOINT_NAMES))) for name, row in rows.items()} for rows in (coco, marks)
+    )
 
     def mean(a: Array, b: Array) -> Array:
         return (a + b) / 2

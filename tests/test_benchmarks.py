@@ -1,0 +1,88 @@
+"""Every benchmark runs in its short form, says what it measured in JSON, and says what data it wants."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "FITKIT_DATA"}
+    # The programs are run from a checkout, installed or not.
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def _measure(name: str, file: Path, *arguments: str | Path) -> dict[str, float]:
+    """Numbers of a short run by name, after a check of the file's form."""
+    run = _run(name, "--quick", "--json", file, *arguments)
+    assert run.returncode == 0, run.stderr[-2000:]
+    items = json.loads(file.read_text(encoding="utf-8"))
+    assert items
+    assert all(set(item) == {"name", "value", "unit"} for item in items)
+    assert all(isinstance(item["name"], str) and isinstance(item["unit"], str) for item in items)
+    numbers = {item["name"]: item["value"] for item in items}
+    assert len(numbers) == len(items), "two numbers of one name"
+    missing = [name for name, value in numbers.items() if not isinstance(value, int | float)]
+    # A handful of photos need not show a person of every kind; everything else is a number.
+    assert name == "photos" or missing == []
+    return numbers
+
+
+def test_every_program_is_tested() -> None:
+    assert PROGRAMS == ["kinematics", "photos", "solvers"]
+
+
+def test_kinematics(tmp_path: Path) -> None:
+    numbers = _measure("kinematics", tmp_path / "new" / "kinematics.json")
+    assert numbers["cost/fitkit/full meshes in a keypoint fit"] == 0
+    assert numbers["cost/fitkit/full meshes after reading the vertices"] == 1
+    assert 0 < numbers["cost/fitkit/import beyond torch"] < 5
+    assert numbers["float64/batch 1/the two Jacobians differ by"] < 1e-9
+    assert numbers["float64/batch 1/vmap(jacfwd) / closed form"] > 2
+
+
+def test_solvers(shared_data: Path, tmp_path: Path) -> None:
+    numbers = _measure(
+        "solvers", tmp_path / "solvers.json", "--data", shared_data, "--count", "4", "--solver", "lm"
+    )
+    assert numbers["accuracy/truth/MPJPE"] == 0
+    # Noise of one sigma in x and in y is 1.25 sigma away on average.
+    assert 0.8 < numbers["accuracy/truth/2D error, noisy points"] < 1.8
+    assert 0 < numbers["accuracy/lm/PA-MPJPE"] <= numbers["accuracy/lm/MPJPE"] < 200
+    assert numbers["accuracy/lm/energy"] < numbers["accuracy/truth/energy"]
+    assert numbers["accuracy/lm/failures"] == 0
+    assert numbers["ratios/batch 1/their gradients differ by"] < 1e-6
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")
+def test_photos(shared_data: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    numbers = _measure(
+        "photos", tmp_path / "photos.json", "--data", shared_data, "--count", "2", "--pictures", pictures
+    )
+    assert numbers["people/main/annotated"] == 2
+    assert 0 <= numbers["people/all/recall at OKS > 0.5"] <= 1
+    assert numbers["keypoints/body, main/PCK@0.2"] >= numbers["keypoints/body, main/PCK@0.05"]
+    assert numbers["time/median/fit, per person"] > 0
+    assert len(list(pictures.glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("solvers", "axis_angle"), ("photos", "index.json")])
+def test_missing_data_is_explained(name: str, wanted: str, tmp_path: Path) -> None:
+    for arguments in ((), ("--data", tmp_path)):
+        run = _run(name, "--quick", *arguments)
+        assert run.returncode == 1
+        assert wanted in run.stderr
+        assert "Traceback" not in run.stderr
