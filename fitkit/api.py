@@ -57,8 +57,8 @@ def default_stages(steps: int) -> tuple[Stage, ...]:
     seen = ("keypoints_2d", "keypoints_3d", "directions")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
     return (
-        Stage(max(8, steps // 5), _RIGID, widen=None, only=seen, keep=4, hinted=True, name="place"),
-        Stage(max(10, steps // 4), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
+        Stage(max(6, steps // 8), _RIGID, widen=None, only=seen, keep=4, hinted=True, name="place"),
+        Stage(max(10, steps // 5), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
         Stage(steps, name="fine"),
     )
 

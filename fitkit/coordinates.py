@@ -118,12 +118,16 @@ def retract(state: State, delta: Tensor, blocks: dict[str, slice], trust: float 
         trust: radians that no joint may turn by in one step; a longer turn is a linearisation out of its range.
     """
     changed = {}
+    turning = [name for name in blocks if name in ROTATIONS]
+    if turning:
+        # Rotations are the first columns, side by side: one exponential turns them all.
+        old = torch.cat([getattr(state, name) for name in turning], 1)
+        turn = delta[:, : 3 * old.shape[1]].unflatten(1, (-1, 3))
+        angle = torch.linalg.vector_norm(turn, dim=-1, keepdim=True)
+        new = old @ geometry.exp(turn * (trust / angle.clamp_min(trust)))
+        counts = [getattr(state, name).shape[1] for name in turning]
+        changed.update(zip(turning, new.split(counts, 1), strict=True))
     for name, block in blocks.items():
-        move, value = delta[:, block], getattr(state, name)
-        if name in ROTATIONS:
-            turn = move.reshape(len(move), -1, 3)
-            angle = turn.norm(dim=-1, keepdim=True)
-            changed[name] = value @ geometry.exp(turn * (trust / angle.clamp_min(trust)))
-        else:
-            changed[name] = value + move
+        if name not in ROTATIONS:
+            changed[name] = getattr(state, name) + delta[:, block]
     return replace(state, **changed)

@@ -11,9 +11,7 @@ from torch import Tensor
 
 def hat(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The matrix of the cross product: `hat(a) @ b = a x b`."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*vectors.shape[:-1], 3, 3)
+    return (vectors @ _like(_HAT, vectors)).unflatten(-1, (3, 3))
 
 
 def exp(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -61,29 +59,17 @@ def twist(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     The swing-twist decomposition gives tan(angle) = (R_cb - R_bc) / (R_bb + R_cc) for axis a and (a, b, c) cyclic:
     for a hinge that bends about that axis alone it is the bend, and it never needs a logarithm.
     """
-    return torch.atan2(*_twist_parts(rotations))
+    sine, cosine = (rotations.flatten(-2) @ _like(_TWIST, rotations)).chunk(2, -1)
+    return torch.atan2(sine, cosine)
 
 
 def twist_jacobian(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
     """Derivative of `twist(R exp(w))` with respect to w at zero; rows are the axes."""
-    sine, cosine = _twist_parts(rotations)
-    eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
-    moved = rotations[..., None, :, :] @ hat(eye)
-    moved_sine, moved_cosine = _twist_parts(moved)
-    size = (sine**2 + cosine**2).clamp_min(1e-12)
-    rate = cosine[..., None, :] * moved_sine - sine[..., None, :] * moved_cosine
-    return (rate / size[..., None, :]).transpose(-1, -2)
-
-
-def _twist_parts(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    m = matrices
-    sine = torch.stack(
-        [m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], -1
-    )
-    cosine = torch.stack(
-        [m[..., 1, 1] + m[..., 2, 2], m[..., 2, 2] + m[..., 0, 0], m[..., 0, 0] + m[..., 1, 1]], -1
-    )
-    return sine, cosine
+    flat = rotations.flatten(-2)
+    sine, cosine = (flat @ _like(_TWIST, rotations))[..., None].chunk(2, -2)
+    moved = (flat @ _like(_TWIST_MOVED, rotations)).unflatten(-1, (3, 6)).mT
+    rate = cosine * moved[..., :3, :] - sine * moved[..., 3:, :]
+    return rate / (sine * sine + cosine * cosine).clamp_min(1e-12)
 
 
 def geodesic(
@@ -98,3 +84,30 @@ def yaw(angles: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3 3"]:
     """Rotation about the Y axis, radians."""
     zero, axis = torch.zeros_like(angles), angles
     return exp(torch.stack([zero, axis, zero], -1))
+
+
+def _constants() -> tuple[Tensor, Tensor, Tensor]:
+    """Linear maps: a vector to its cross matrix `(3, 9)`; a rotation's nine numbers to the sine and cosine parts of
+    its twists `(9, 6)`, and to those of `R hat(e_k)` for the three unit vectors `(9, 18)`."""
+    cross = torch.zeros(3, 3, 3, dtype=torch.float64)
+    parts = torch.zeros(3, 3, 6, dtype=torch.float64)
+    for a in range(3):
+        b, c = (a + 1) % 3, (a + 2) % 3
+        cross[a, b, c], cross[a, c, b] = -1, 1
+        parts[c, b, a], parts[b, c, a] = 1, -1
+        parts[b, b, 3 + a] = parts[c, c, 3 + a] = 1
+    # (R hat(e_k))_ij = sum_m R_im hat(e_k)_mj
+    moved = torch.einsum("kmj,ijp->imkp", cross, parts)
+    return cross.reshape(3, 9), parts.reshape(9, 6), moved.reshape(9, 18)
+
+
+_HAT, _TWIST, _TWIST_MOVED = _constants()
+_moved: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+
+def _like(constant: Tensor, other: Tensor) -> Tensor:
+    """A constant in the dtype and on the device of another tensor; kept."""
+    key = (id(constant), other.dtype, other.device)
+    if key not in _moved:
+        _moved[key] = constant.to(other)
+    return _moved[key]

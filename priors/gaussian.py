@@ -144,6 +144,10 @@ def main(motion: Path, out: Path, noise: float = NOISE) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
+    import argparse
 
-    tyro.cli(main)
+    parser = argparse.ArgumentParser(description="Fit the pose prior to retargeted motion capture")
+    parser.add_argument("--motion", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--noise", type=float, default=NOISE)
+    main(**vars(parser.parse_args()))

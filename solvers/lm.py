@@ -42,7 +42,7 @@ class LM(Solver):
 
     name = "lm"
 
-    def __init__(self, max_steps: int = 50, tolerance: float = 1e-4, damping: float = 1e-3) -> None:
+    def __init__(self, max_steps: int = 50, tolerance: float = 3e-4, damping: float = 1e-3) -> None:
         self.max_steps, self.tolerance, self.damping = max_steps, tolerance, damping
         self.stages: tuple[Stage, ...] = ()
 

@@ -138,33 +138,26 @@ class BoneDirections(Objective):
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         seen = _world(obs)
-        start, end = _ends(seen.set)
         wanted, weight = seen.directions(bones(seen.set))
-        points = pred.keypoints(seen.set.name)
-        bone = torch.nn.functional.normalize(points[:, end] - points[:, start], dim=-1)
-        certain = _certainty(pred, seen.set) > 0
-        return Residual((bone - wanted) / self.sigma, weight * (certain[start] & certain[end]))
+        given, difference = _bone_matrices(pred, seen.set)
+        bone = torch.nn.functional.normalize(difference @ pred.keypoints(seen.set.name), dim=-1)
+        return Residual((bone - wanted) / self.sigma, weight * given)
 
     def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B M 3 D"]:
         seen = _world(obs)
-        start, end = _ends(seen.set)
-        points, jacobian = pred.keypoints(seen.set.name), pred.keypoints_jacobian(seen.set.name)
-        bone, moved = points[:, end] - points[:, start], jacobian[:, end] - jacobian[:, start]
-        length = bone.norm(dim=-1).clamp_min(1e-12)[..., None]
-        unit = bone / length
-        along = (unit[..., None] * moved).sum(2, keepdim=True)
-        return (moved - unit[..., None] * along) / (length * self.sigma)[..., None]
+        _, difference = _bone_matrices(pred, seen.set)
+        bone = difference @ pred.keypoints(seen.set.name)
+        jacobian = pred.keypoints_jacobian(seen.set.name)
+        moved = (difference @ jacobian.flatten(2)).unflatten(2, (3, -1))
+        length = torch.linalg.vector_norm(bone, dim=-1).clamp_min(1e-12)[..., None]
+        unit = (bone / length)[..., None]
+        along = (unit * moved).sum(2, keepdim=True)
+        return (moved - unit * along) / (length * self.sigma)[..., None]
 
 
 def _world(obs: Observation) -> Observed3D:
     assert obs.world is not None  # checked by Problem: `requires`
     return obs.world
-
-
-@cache
-def _ends(points: KeypointSet) -> tuple[list[int], list[int]]:
-    pairs = bones(points)
-    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 @cache
@@ -186,3 +179,16 @@ def _certainty(pred: Prediction, points: KeypointSet) -> Tensor:
         )
     weights: Tensor = table[points.name]
     return weights
+
+
+def _bone_matrices(pred: Prediction, points: KeypointSet) -> tuple[Tensor, Tensor]:
+    """`(M,)` 1 for bones that the body can give both ends of, and `(M, K)` end minus start; kept."""
+    table = pred.body.__dict__.setdefault("_bones", {})
+    if points.name not in table:
+        certain = _certainty(pred, points)
+        pairs = torch.tensor(bones(points), device=certain.device)
+        eye = torch.eye(len(points), dtype=certain.dtype, device=certain.device)
+        given = (certain[pairs] > 0).all(1).to(certain.dtype)
+        table[points.name] = given, eye[pairs[:, 1]] - eye[pairs[:, 0]]
+    matrices: tuple[Tensor, Tensor] = table[points.name]
+    return matrices
