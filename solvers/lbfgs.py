@@ -47,7 +47,7 @@ class LBFGS(Solver):
     name = "lbfgs"
 
     def __init__(
-        self, max_steps: int = 300, tolerance: float = 1e-6, history: int = 10, max_evaluations: int = 20
+        self, max_steps: int = 300, tolerance: float = 1e-5, history: int = 10, max_evaluations: int = 20
     ) -> None:
         self.max_steps, self.tolerance = max_steps, tolerance
         self.history, self.max_evaluations = history, max_evaluations

@@ -43,9 +43,31 @@ def check_entry_points() -> list[str]:
     return [f"{point.group}:{point.name}" for point in points]
 
 
+def check_a_fit() -> str:
+    """Fit two bodies to keypoints with nothing but the plain install, and save everything."""
+    import torch
+
+    import fitkit
+
+    torch.set_num_threads(1)
+    body = fitkit.open_body()
+    camera = fitkit.Camera.from_size(640, 480).expand(2)
+    standing = body.keypoints(body.neutral(2), "coco17") * torch.tensor([1.0, -1.0, -1.0])
+    pixels = camera.project(standing + torch.tensor([[[-0.5, 0.1, 4.0]], [[0.7, 0.0, 6.0]]]))
+    seen = fitkit.Keypoints(fitkit.get_set("coco17"), pixels, torch.ones(2, 17))
+    result = fitkit.fit(fitkit.Observation(camera, seen)).raise_if_failed()
+    off = float((result.keypoints_2d("coco17") - pixels).norm(dim=-1).mean())
+    if len(result) != 2 or off > 5:
+        raise SystemExit(f"{result} misses its keypoints by {off:.1f} pixels")
+    folder = result.save("fit")
+    files = sorted(path.name for path in folder.iterdir())
+    return f"two people within {off:.1f} pixels, files: {' '.join(files)}"
+
+
 def main() -> None:
     print(f"{check_everything_imports()} modules import")
     print("entry points:", ", ".join(check_entry_points()))
+    print("fit:", check_a_fit())
 
 
 if __name__ == "__main__":
