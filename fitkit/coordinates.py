@@ -117,7 +117,7 @@ def retract(state: State, delta: Tensor, blocks: dict[str, slice], trust: float 
         blocks: of a `Tangent`.
         trust: radians that no joint may turn by in one step; a longer turn is a linearisation out of its range.
     """
-    changed = {}
+    changed: dict[str, Tensor] = {}
     turning = [name for name in blocks if name in ROTATIONS]
     if turning:
         # Rotations are the first columns, side by side: one exponential turns them all.
