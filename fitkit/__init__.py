@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fitkit._select import Rows, concatenate
 from fitkit._version import __version__
 from fitkit.body import BodyModel, open_body
 from fitkit.camera import Camera
@@ -51,11 +52,13 @@ __all__ = [
     "Observation",
     "Outcome",
     "Problem",
+    "Rows",
     "Solver",
     "Stage",
     "State",
     "Status",
     "__version__",
+    "concatenate",
     "default_objective",
     "fit",
     "get_set",

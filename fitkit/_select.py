@@ -24,10 +24,16 @@ def as_index(index: Index, length: int) -> Tensor:
         IndexError: a position outside the batch.
     """
     if isinstance(index, slice):
-        return torch.arange(length)[index]
+        return torch.tensor(range(length)[index], dtype=torch.long)
     chosen = torch.as_tensor(index)
     if chosen.dtype == torch.bool:
+        if chosen.shape != (length,):
+            raise IndexError(
+                f"a mask of shape {tuple(chosen.shape)} for {length} people, expected ({length},)"
+            )
         return chosen.nonzero()[:, 0]
+    if chosen.numel() and chosen.is_floating_point():
+        raise IndexError(f"people chosen by {chosen.dtype}, expected integers, a slice or a boolean mask")
     chosen = chosen.reshape(-1).long()
     if chosen.numel() and (int(chosen.min()) < -length or int(chosen.max()) >= length):
         raise IndexError(f"person {chosen.tolist()} asked for, but there are {length} (0..{length - 1})")
@@ -65,10 +71,6 @@ class Rows:
             return self._map(lambda tensor: tensor.to(target) if tensor.is_floating_point() else tensor)
         return self._map(lambda tensor: tensor.to(target))
 
-    def detach(self: T) -> T:
-        """Without gradient history."""
-        return self._map(lambda tensor: tensor.detach())
-
 
 def concatenate(parts: Sequence[T]) -> T:
     """One batch from several; parts that are None in the first are None in the result.
@@ -84,10 +86,22 @@ def concatenate(parts: Sequence[T]) -> T:
         if any((value is None) != (values[0] is None) for value in values):
             raise ValueError(f"cannot concatenate: {field.name} is there for some people only")
         if isinstance(values[0], Tensor):
+            if len({value.shape[1:] for value in values}) > 1:
+                shapes = [tuple(value.shape) for value in values]
+                raise ValueError(f"cannot concatenate: {field.name} has the shapes {shapes}")
             joined[field.name] = torch.cat(values)
         elif isinstance(values[0], Rows):
             joined[field.name] = concatenate(values)
+        elif any(value is not values[0] and not _same(value, values[0]) for value in values):
+            raise ValueError(
+                f"cannot concatenate: {field.name} is not the same for all; fit photos one by one"
+            )
     return replace(first, **joined)  # type: ignore[type-var]
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether a part that all rows share is the same: names and numbers by value, pictures only by identity."""
+    return not hasattr(first, "shape") and bool(first == second)
 
 
 def choose(condition: Tensor, yes: T, no: T) -> T:
@@ -97,4 +111,6 @@ def choose(condition: Tensor, yes: T, no: T) -> T:
         first, second = getattr(yes, field.name), getattr(no, field.name)
         if isinstance(first, Tensor) and first is not second:
             changed[field.name] = torch.where(condition.view(-1, *[1] * (first.ndim - 1)), first, second)
+        elif isinstance(first, Rows):
+            changed[field.name] = choose(condition, first, second)
     return replace(yes, **changed)  # type: ignore[type-var]

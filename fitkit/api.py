@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit._select import Rows
 from fitkit.body import BodyModel, open_body
 from fitkit.body.smpl import read_smpl
 from fitkit.camera import Camera
 from fitkit.initialise import make_starts
 from fitkit.keypoints import Keypoints
-from fitkit.objectives import BoneDirections, Keypoints2D, Objective
+from fitkit.objectives import BoneDirections, Keypoints2D, Objective, Sum
 from fitkit.observation import Observation
-from fitkit.observe import load_image, observation_from_keypoints, observe, photo_camera
+from fitkit.observe import choose_people, load_image, observation_from_keypoints, observe, photo_camera
 from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
@@ -36,13 +36,13 @@ FEWEST_KEYPOINTS = 4
 _RIGID = ("global_orient", "transl")
 
 
-def default_objective(observation: Observation | None = None) -> Objective:
+def default_objective(observation: Observation | None = None) -> Sum:
     """The sum that `fit` lowers: keypoints, bone directions, pose and shape priors, joint limits.
 
     Args:
         observation: leaves out what was not observed; None for all terms.
     """
-    objective: Objective = Keypoints2D() + GaussianPosePrior() + ShapePrior() + JointLimits()
+    objective = Keypoints2D() + GaussianPosePrior() + ShapePrior() + JointLimits()
     if observation is None or observation.world is not None:
         objective = objective + BoneDirections()
     return objective
@@ -57,12 +57,13 @@ def default_stages(steps: int) -> tuple[Stage, ...]:
     seen = ("keypoints_2d", "keypoints_3d", "directions")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
     return (
-        Stage(max(6, steps // 8), _RIGID, widen=None, only=seen, keep=4, hinted=True, name="place"),
-        Stage(max(10, steps // 5), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
+        Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep=4, hinted=True, name="place"),
+        Stage(max(10, steps // 3), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
         Stage(steps, name="fine"),
     )
 
 
+@torch.inference_mode(False)  # derivatives are taken inside, also for a caller who has switched them off
 def fit(
     source: str | Path | np.ndarray | PIL.Image.Image | Photo | Observation,
     *,
@@ -85,7 +86,7 @@ def fit(
         solver: by name (`fitkit.solver_names()`), or one with settings of its own.
         objective: what is lowered; `default_objective()` of what was observed otherwise.
         body: a model, or a file of SMPL, SMPL+H or SMPL-X; the embedded open body otherwise.
-        people: "all", the "largest", or the number of one, largest first.
+        people: "all", the "largest", or the number of one as "all" numbers them.
         boxes: `(N, 4)` x, y, w, h in pixels: people to look at instead of searching for them.
         keypoints: of another detector, pixels of the full photo: nothing is detected then.
         camera: calibrated intrinsics of the full photo.
@@ -95,8 +96,9 @@ def fit(
         on_step: called with (step, stage) as the solver goes.
 
     Returns:
-        All people as one batch, largest first; an empty one where nobody was found. Whoever could not be fitted
-        has a `status` that says why; `.raise_if_failed()` makes that an exception.
+        All people as one batch: found ones largest first, given boxes and keypoints in their own order; an empty
+        batch where nobody was found. Whoever could not be fitted has a `status` that says why;
+        `.raise_if_failed()` makes that an exception.
 
     Raises:
         ValueError: bad input; the message names it, what came and what was expected.
@@ -108,9 +110,10 @@ def fit(
         >>> len(fit(np.zeros((64, 64, 3), np.uint8)))  # nobody there
         0
     """
+    _check(objective, solver, keypoints, device, dtype)
     observation = _observe(source, people, boxes, keypoints, camera, focal)
     model = _body(body).to(dtype, device or "cpu")
-    observation = _moved(observation, model)
+    observation = observation.to(model.dtype).to(str(model.device))
     chosen = get_solver(solver) if isinstance(solver, str) else solver
     objective = objective if objective is not None else default_objective(observation)
     name = source if isinstance(source, str | Path) else getattr(source, "source", "")
@@ -134,6 +137,29 @@ def fit(
     )
 
 
+def _check(
+    objective: object,
+    solver: object,
+    keypoints: object,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> None:
+    """Refuse what cannot be meant before anything is detected or loaded."""
+    if not isinstance(objective, Objective | None):
+        hint = f": call it, {objective.__name__}(...)" if inspect.isfunction(objective) else ""
+        raise ValueError(f"objective is {type(objective).__name__}, expected an Objective{hint}")
+    if not isinstance(solver, str | Solver):
+        hint = f": make one, {solver.__name__}()" if inspect.isclass(solver) else ""
+        raise ValueError(f"solver is {type(solver).__name__}, expected a name or a Solver{hint}")
+    if not isinstance(keypoints, Keypoints | None):
+        got = type(keypoints).__name__
+        raise ValueError(f"keypoints is {got}, expected Keypoints (see keypoints_from_file)")
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch {torch.__version__} sees no CUDA device")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype {dtype}, expected torch.float32 or torch.float64")
+
+
 def _observe(
     source: str | Path | np.ndarray | PIL.Image.Image | Photo | Observation,
     people: Literal["all", "largest"] | int,
@@ -147,7 +173,7 @@ def _observe(
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise ValueError(f"{extra} given beside an Observation, which already says what was seen")
-        return source
+        return choose_people(source, people)
     if keypoints is None:
         return observe(source, people, boxes, camera, focal)
     if boxes is not None:
@@ -156,34 +182,13 @@ def _observe(
         )
     photo = load_image(source)
     seen = observation_from_keypoints(keypoints, camera=photo_camera(photo, camera, focal))
-    return choose_people(replace(seen, image=photo.pixels), people)
-
-
-def choose_people(observation: Observation, people: Literal["all", "largest"] | int) -> Observation:
-    """All people, the largest, or one by number (largest first).
-
-    Raises:
-        ValueError: nobody of that number.
-    """
-    if people == "all" or len(observation) == 0:
-        return observation
-    assert observation.box is not None
-    order = observation.box[:, 2:].prod(1).argsort(descending=True)
-    number = 0 if people == "largest" else int(people)
-    if not 0 <= number < len(order):
-        raise ValueError(f"people={people!r}: {len(order)} people seen, expected 0..{len(order) - 1}")
-    return observation.select(int(order[number]))
+    return choose_people(replace(seen, image=photo.pixels), people, photo.source)
 
 
 def _body(body: BodyModel | str | Path | None) -> BodyModel:
     if body is None:
         return open_body()
     return body if isinstance(body, BodyModel) else BodyModel(read_smpl(body))
-
-
-def _moved(observation: Observation, model: BodyModel) -> Observation:
-    moved: Observation = Rows.to(Rows.to(observation, model.dtype), str(model.device))
-    return moved
 
 
 def _start_pose(model: BodyModel) -> Tensor:

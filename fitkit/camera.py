@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +76,8 @@ class Camera(Rows):
                     f"focal length {name} = {value:g} for a photo of {width} x {height} pixels: expected pixels, "
                     f"at least {shortest:.0f} (millimetres? pixels = mm / sensor width in mm * {width})"
                 )
+        if not (math.isfinite(cx) and math.isfinite(cy)):
+            raise ValueError(f"principal point cx = {cx:g}, cy = {cy:g}: expected finite pixels")
         dtype = torch.get_default_dtype()
         return Camera(
             torch.tensor([[fx, fy]], dtype=dtype),
@@ -151,7 +154,8 @@ def translation_from_keypoints(
     rows = (rows * confidence[..., None, None]).flatten(1, 2)
     right = (right * confidence[..., None]).flatten(1)[..., None]
     ridge = 1e-9 * torch.eye(3, dtype=points.dtype, device=points.device)
-    solved = torch.linalg.solve(rows.mT @ rows + ridge, rows.mT @ right)[..., 0]
+    # A person of whom too little was seen has a singular matrix, and must not fail the others.
+    solved = torch.linalg.solve_ex(rows.mT @ rows + ridge, rows.mT @ right)[0][..., 0]
 
     weight = confidence / confidence.sum(1, keepdim=True).clamp_min(1e-9)
     mean_ray, mean_point = (weight[..., None] * rays).sum(1), (weight[..., None] * points).sum(1)

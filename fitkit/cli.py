@@ -295,7 +295,12 @@ def _fit_one(job: _Job, path: str, folder: Path, label: str) -> int:
         complain(f"{path}: {'; '.join(failed)}")
     if len(result) == 0:
         complain(
-            f"{path}: nobody found; try --box X Y W H to say where, or --keypoints FILE of another detector"
+            f"{path}: nobody found"
+            + (
+                ""
+                if job.keypoints
+                else "; try --box X Y W H to say where, or --keypoints FILE of another detector"
+            )
         )
     return FAILED if failed or len(result) == 0 else DONE
 

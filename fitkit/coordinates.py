@@ -87,7 +87,7 @@ class Tangent(Coordinates):
         return torch.cat(columns, 1)
 
     def _rotation(self, name: str, values: Tensor) -> Tensor:
-        turn = geometry.exp(values.reshape(len(values), -1, 3))
+        turn = geometry.exp(values.unflatten(1, (-1, 3)))
         reference: Tensor = getattr(self.reference, name)
         return reference @ turn
 
@@ -105,7 +105,7 @@ class SixD(Coordinates):
         return torch.cat(columns, 1)
 
     def _rotation(self, name: str, values: Tensor) -> Tensor:
-        return geometry.from_6d(values.reshape(len(values), -1, 6))
+        return geometry.from_6d(values.unflatten(1, (-1, 6)))
 
 
 def retract(state: State, delta: Tensor, blocks: dict[str, slice], trust: float = 1.0) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -20,8 +20,12 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
         OSError: the folder is missing or cannot be written to; the message names the path.
     """
     path = Path(path)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # Opened like any new file, so that the user's umask decides who may read it.
+        descriptor = os.open(
+            temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666
+        )
     except OSError as error:
         raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error
     try:
@@ -30,7 +34,6 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
                 file.write(content)
             else:
                 content(file)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -54,9 +57,3 @@ def output_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise PermissionError(f"output folder {path} cannot be written to")
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

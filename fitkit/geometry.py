@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -101,13 +102,15 @@ def _constants() -> tuple[Tensor, Tensor, Tensor]:
     return cross.reshape(3, 9), parts.reshape(9, 6), moved.reshape(9, 18)
 
 
-_HAT, _TWIST, _TWIST_MOVED = _constants()
-_moved: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+_HAT, _TWIST, _TWIST_MOVED = range(3)
 
 
-def _like(constant: Tensor, other: Tensor) -> Tensor:
-    """A constant in the dtype and on the device of another tensor; kept."""
-    key = (id(constant), other.dtype, other.device)
-    if key not in _moved:
-        _moved[key] = constant.to(other)
-    return _moved[key]
+@cache
+@torch.inference_mode(False)
+def _constant(which: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _constants()[which].to(device, dtype)
+
+
+def _like(which: int, other: Tensor) -> Tensor:
+    """A constant in the dtype and on the device of a tensor; made once."""
+    return _constant(which, other.dtype, other.device)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fitkit._select import Index
 from fitkit.body.model import BodyModel
-from fitkit.coordinates import Coordinates, Tangent
+from fitkit.coordinates import VECTORS, Coordinates, Tangent
 from fitkit.objectives.base import Objective, Residual, as_residual, cost
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.state import State
+from fitkit.state import ROTATIONS, State
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class Problem:
     coordinates: type[Coordinates] = field(default=Tangent)
 
     def __post_init__(self) -> None:
+        names = (*ROTATIONS, *VECTORS)
+        unknown = [name for name in self.free or () if name not in names]
+        if unknown or self.free == ():
+            raise ValueError(f"cannot free {unknown or 'nothing'}: expected some of {sorted(names)}")
         for term in self.objective.terms():
             missing = sorted(part for part in term.requires if not self.observation.has(part))
             if missing:
@@ -100,12 +104,16 @@ class Problem:
         assert result is not None
         return replace(self, objective=result, free=self.free if free is None else tuple(free))
 
-    def trimmed(self) -> Problem:
-        """Without the parts of the observation that no term reads: masks are large, and starts multiply them."""
+    def trimmed(self, keep: frozenset[str] = frozenset()) -> Problem:
+        """Without the parts of the observation that no term reads: masks are large, and starts multiply them.
+
+        Args:
+            keep: parts that somebody else reads.
+        """
         terms = self.objective.terms()
         if any(term.reads_all for term in terms):
             return self
-        read = frozenset().union(*(term.requires for term in terms)) | {"camera"}
+        read = keep.union({"camera"}, *(term.requires for term in terms))
         unread = {part.name: None for part in fields(self.observation) if part.name not in read}
         return replace(self, observation=replace(self.observation, **unread))  # type: ignore[arg-type]
 
@@ -127,6 +135,8 @@ class Problem:
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             energy = self.energy(chart.decode(x))
+            if not energy.requires_grad:  # no term reads what may move
+                return energy, torch.zeros_like(x)
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), gradient
 
@@ -146,7 +156,7 @@ class Problem:
         hessian = state.transl.new_zeros(len(state), size, size)
         gradient = state.transl.new_zeros(len(state), size)
         for term in self.objective.terms():
-            residual, _ = as_residual(term.name, term.residual(pred, self.observation), len(state))
+            residual = as_residual(term.name, term.residual(pred, self.observation), len(state))
             values[term.name] = cost(term, residual)
             if term.weight == 0 or (term.block is not None and term.block not in blocks):
                 continue
@@ -175,12 +185,15 @@ class Problem:
     def _free(self, state: State) -> tuple[str, ...] | None:
         if self.free is None:
             return None
-        return tuple(name for name in self.free if name in state.parts())
+        free = tuple(name for name in self.free if name in state.parts())
+        if not free:
+            raise ValueError(f"of the free blocks {self.free} the state has none: {sorted(state.parts())}")
+        return free
 
     def _values(self, pred: Prediction) -> dict[str, Tensor]:
         values = {}
         for term in self.objective.terms():
-            residual, _ = as_residual(term.name, term.residual(pred, self.observation), len(pred))
+            residual = as_residual(term.name, term.residual(pred, self.observation), len(pred))
             values[term.name] = cost(term, residual)
         return values
 
@@ -190,7 +203,7 @@ class Problem:
         x = chart.encode(state).detach().requires_grad_(True)
         with torch.enable_grad():
             pred = Prediction(self.body, chart.decode(x), self.observation.camera)
-            residual, _ = as_residual(term.name, term.residual(pred, self.observation), len(state))
+            residual = as_residual(term.name, term.residual(pred, self.observation), len(state))
             rows = residual.rows.flatten(1)
             if not rows.requires_grad:
                 return residual, x.new_zeros(*residual.rows.shape, x.shape[1])

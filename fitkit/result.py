@@ -104,8 +104,10 @@ class FitResult:
         return self.body.vertices(self.state)
 
     def keypoints(self, name: str = "coco17") -> Float[Tensor, "B K 3"]:
-        """The bodies' points of a keypoint set, metres, camera frame."""
-        return self.body.keypoints(self.state, name)
+        """The bodies' points of a keypoint set, metres, camera frame; NaN for points that the body cannot give."""
+        points = self.body.keypoints(self.state, name)
+        given = self.body.available(name)[:, None]
+        return torch.where(given, points, torch.full_like(points, float("nan")))
 
     def keypoints_2d(self, name: str = "coco17") -> Float[Tensor, "B K 2"]:
         """The bodies' points of a keypoint set, pixels of the full photo."""

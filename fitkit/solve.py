@@ -83,11 +83,11 @@ class Solver(ABC):
     stages: tuple[Stage, ...] = ()
 
     @abstractmethod
-    def init(self, problem: Problem, state: State) -> tuple[Rows, Status]:
-        """Memory and status at the start; memory has one row per person."""
+    def init(self, problem: Problem, state: State) -> tuple[Rows | None, Status]:
+        """Memory (one row per person, or None for a solver that remembers nothing) and status at the start."""
 
     @abstractmethod
-    def step(self, problem: Problem, state: State, memory: Any) -> tuple[State, Rows, Status]:
+    def step(self, problem: Problem, state: State, memory: Any) -> tuple[State, Rows | None, Status]:
         """One step for every person. A person's step never depends on who else is in the batch."""
 
 
@@ -159,6 +159,7 @@ class _Recorder:
 
     def __init__(self, terms: tuple[str, ...], people: int) -> None:
         self.terms, self.people, self.began = terms, people, time.perf_counter()
+        self.columns: dict[tuple[str, ...], Tensor] = {}
         self.records: list[tuple[int, float, str, Tensor, Tensor]] = []
         self.energy: Tensor | None = None
         self.values: Tensor | None = None
@@ -169,8 +170,9 @@ class _Recorder:
             self.values = status.energy.new_full((self.people, len(self.terms)), float("nan"))
         self.energy, self.values = self.energy.clone(), self.values.clone()
         self.energy[rows] = status.energy
-        columns = torch.tensor([self.terms.index(name) for name in names], device=rows.device)
-        self.values[rows[:, None], columns] = status.values
+        if names not in self.columns:
+            self.columns[names] = torch.tensor([self.terms.index(name) for name in names], device=rows.device)
+        self.values[rows[:, None], self.columns[names]] = status.values
         seconds = time.perf_counter() - self.began
         self.records.append((len(self.records), seconds, stage, self.values, self.energy))
 
@@ -213,9 +215,9 @@ def solve(
     if len(state) != len(problem) * starts:
         raise ValueError(f"solve: {len(state)} starts, expected {starts} for each of {len(problem)} people")
     problem.body.check(state)
-    problem = problem.trimmed()
+    problem = problem.trimmed(solver.requires)
     if hint is not None:
-        hint = replace(problem, observation=hint).trimmed().observation
+        hint = replace(problem, observation=hint).trimmed(solver.requires).observation
     schedule = tuple(stages or solver.stages) or (Stage(solver.max_steps),)
     people, owner = (
         len(problem),
@@ -225,7 +227,8 @@ def solve(
     recorder = _Recorder(terms, len(state))
     origin = torch.arange(len(state), device=state.transl.device)
     outcome = torch.zeros(len(state), dtype=torch.long, device=state.transl.device)
-    with torch.no_grad():
+    # Derivatives are taken inside, also for a caller who has switched them off.
+    with torch.inference_mode(False), torch.no_grad():
         for stage in schedule:
             seen = problem.select(owner)
             if stage.hinted and hint is not None:
@@ -273,8 +276,8 @@ def _run(
             done = (~running).nonzero()[:, 0]
             finished.append((rows[done], state.select(done), status.outcome[done]))
             going = running.nonzero()[:, 0]
-            problem, state, memory = problem.select(going), state.select(going), memory.select(going)
-            rows = rows[going]
+            problem, state, rows = problem.select(going), state.select(going), rows[going]
+            memory = None if memory is None else memory.select(going)
         state, memory, status = solver.step(problem, state, memory)
         recorder.add(stage.name, names, origin[rows], status)
         if on_step is not None:
@@ -290,9 +293,8 @@ def _run(
 
 def _best(energy: Tensor, owner: Tensor, people: int, keep: int) -> Tensor:
     """Rows of the `keep` lowest energies of each person; what is not finite comes last."""
-    table = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, float("inf"))).view(
-        people, -1
-    )
+    finite = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, float("inf")))
+    table = finite.view(people, len(energy) // max(people, 1))
     ranked = table.argsort(dim=1, stable=True)[:, :keep]
     first = torch.arange(people, device=energy.device)[:, None] * table.shape[1]
     return (first + ranked).reshape(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,16 @@ ROTATIONS = (
     "left_hand_pose",
     "right_hand_pose",
 )
+# Numbers per person in a file, where they are the same for every body.
+_WIDTHS = {
+    "global_orient": 3,
+    "transl": 3,
+    "jaw_pose": 3,
+    "leye_pose": 3,
+    "reye_pose": 3,
+    "left_hand_pose": 45,
+    "right_hand_pose": 45,
+}
 _REQUIRED = ("global_orient", "body_pose", "betas", "transl")
 
 
@@ -64,11 +75,11 @@ class State(Rows):
         """Write a plain `.npz` with SMPL-X names, rotations as axis-angle `(B, 3 * joints)` in radians."""
         import roma  # brings torch's compiler with it, which `import fitkit` should not wait for
 
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name, value in self.parts().items():
             tensor = roma.rotmat_to_rotvec(value).flatten(1) if name in ROTATIONS else value
             arrays[name] = tensor.detach().cpu().numpy()
-        atomic_write(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+        atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
     @staticmethod
     def load(path: str | Path) -> State:
@@ -83,7 +94,7 @@ class State(Rows):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
+        except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}: not an .npz of body parameters ({error})") from error
         missing = [name for name in _REQUIRED if name not in arrays]
         if missing:
@@ -95,12 +106,15 @@ class State(Rows):
             tensor = torch.as_tensor(array)
             if tensor.ndim == 1:
                 tensor = tensor[None]
+            width = _WIDTHS.get(name)
+            if tensor.ndim != 2 or (width or tensor.shape[1]) != tensor.shape[1]:
+                raise ValueError(f"{path}: {name} has shape {array.shape}, expected (B, {width or 'any'})")
             if name in ROTATIONS:
-                if tensor.ndim != 2 or tensor.shape[1] % 3:
+                if tensor.shape[1] % 3:
                     raise ValueError(
                         f"{path}: {name} has shape {array.shape}, expected (B, 3 * joints) axis-angle"
                     )
-                tensor = roma.rotvec_to_rotmat(tensor.reshape(len(tensor), -1, 3))
+                tensor = roma.rotvec_to_rotmat(tensor.unflatten(1, (-1, 3)))
             tensors[name] = tensor
         people = {len(tensor) for tensor in tensors.values()}
         if len(people) > 1:

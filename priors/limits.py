@@ -58,6 +58,7 @@ class JointLimits(Objective):
             upper.append([high for _, high in flipped])
         self.lower = torch.deg2rad(torch.tensor(lower, dtype=torch.float64))
         self.upper = torch.deg2rad(torch.tensor(upper, dtype=torch.float64))
+        self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         return Residual((self._excess(pred) / self.sigma).flatten(1)[..., None])
@@ -67,7 +68,7 @@ class JointLimits(Objective):
         if self.kernel is not None:
             return None
         pose = pred.body_pose
-        rows = residual.rows.view(len(pose), -1, 3)
+        rows = residual.rows.view(len(pose), 21, 3)
         turned = geometry.twist_jacobian(pose[:, :21]) * ((rows != 0) / self.sigma)[..., None]
         size = 3 * pose.shape[1]
         gradient, hessian = pose.new_zeros(len(pose), size), pose.new_zeros(len(pose), size, size)
@@ -79,4 +80,8 @@ class JointLimits(Objective):
     def _excess(self, pred: Prediction) -> Tensor:
         pose = pred.body_pose[:, :21]
         angle = geometry.twist(pose)
-        return angle - torch.minimum(torch.maximum(angle, self.lower.to(pose)), self.upper.to(pose))
+        key = (pose.dtype, pose.device)
+        if key not in self._moved:
+            self._moved[key] = self.lower.to(pose), self.upper.to(pose)
+        lower, upper = self._moved[key]
+        return angle - torch.minimum(torch.maximum(angle, lower), upper)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.problem import Problem
-from fitkit.solve import Outcome, Solver, Stage, Status
+from fitkit.solve import Outcome, Solver, Status
 from fitkit.state import State
 
 
@@ -47,11 +47,10 @@ class LBFGS(Solver):
     name = "lbfgs"
 
     def __init__(
-        self, max_steps: int = 300, tolerance: float = 1e-5, history: int = 10, max_evaluations: int = 20
+        self, max_steps: int = 300, tolerance: float = 1e-6, history: int = 10, max_evaluations: int = 20
     ) -> None:
         self.max_steps, self.tolerance = max_steps, tolerance
         self.history, self.max_evaluations = history, max_evaluations
-        self.stages: tuple[Stage, ...] = ()
 
     def init(self, problem: Problem, state: State) -> tuple[LBFGSMemory, Status]:
         chart = problem.chart(state)
@@ -184,7 +183,8 @@ class _Search:
         step, energy, slope = low[0][rows], low[1][rows], low[2][rows]
         bracketed = torch.isfinite(high[0][rows])
         width = torch.where(bracketed, high[0][rows] - step, torch.ones_like(step))
-        bend = high[1][rows] - energy - slope * width
+        # What is not finite there counts as infinitely high: the next trial is close to `low`.
+        bend = torch.nan_to_num(high[1][rows] - energy - slope * width, nan=torch.inf, posinf=torch.inf)
         fraction = -0.5 * slope * width / torch.where(bend.abs() > 1e-30, bend, torch.full_like(bend, 1e-30))
         fraction = torch.where(torch.isfinite(fraction), fraction, torch.full_like(fraction, 0.5)).clamp(
             0.1, 0.9

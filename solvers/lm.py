@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from fitkit._select import Rows, choose
 from fitkit.coordinates import retract
 from fitkit.problem import Linearization, Problem
-from fitkit.solve import Outcome, Solver, Stage, Status
+from fitkit.solve import Outcome, Solver, Status
 from fitkit.state import State
 
 
@@ -42,9 +42,8 @@ class LM(Solver):
 
     name = "lm"
 
-    def __init__(self, max_steps: int = 50, tolerance: float = 3e-4, damping: float = 1e-3) -> None:
+    def __init__(self, max_steps: int = 30, tolerance: float = 3e-4, damping: float = 1e-3) -> None:
         self.max_steps, self.tolerance, self.damping = max_steps, tolerance, damping
-        self.stages: tuple[Stage, ...] = ()
 
     def init(self, problem: Problem, state: State) -> tuple[LMMemory, Status]:
         here = problem.linearize(state)
@@ -62,7 +61,7 @@ class LM(Solver):
         fall = (memory.energy - tried.energy) / memory.energy.clamp_min(1e-12)
         damping = torch.where(lower, memory.damping * 0.3, memory.damping * 4).clamp(1e-9, 1e8)
         state = choose(lower, there, state)
-        memory = choose(lower, _memory(tried, damping), _memory_with(memory, damping))
+        memory = choose(lower, _memory(tried, damping), replace(memory, damping=damping))
         done = torch.where(lower, fall < self.tolerance, promised < 0.1 * self.tolerance)
         outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
         outcome = torch.where(~lower & (damping > 1e6), Outcome.STALLED, outcome)
@@ -81,7 +80,3 @@ def _damped_step(memory: LMMemory) -> Tensor:
 def _memory(here: Linearization, damping: Tensor) -> LMMemory:
     values = torch.stack(list(here.values.values()), 1)
     return LMMemory(damping, here.hessian, here.gradient, here.energy, values)
-
-
-def _memory_with(memory: LMMemory, damping: Tensor) -> LMMemory:
-    return LMMemory(damping, memory.hessian, memory.gradient, memory.energy, memory.values)

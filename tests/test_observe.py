@@ -142,7 +142,7 @@ def test_several_people_are_sorted_by_size(astronaut: np.ndarray) -> None:
         one = observe(pair, people=people)
         assert len(one) == 1
         assert torch.equal(_box(one)[0], _box(both)[row])
-    with pytest.raises(ValueError, match=r"people=2: array has 2 people \(0 ... 1"):
+    with pytest.raises(ValueError, match=r"people=2: array has 2 people \(numbered 0 ... 1"):
         observe(pair, people=2)
     # a box asks for one person, and rows keep the order of the boxes
     boxes = np.array([[0, 256, 256, 256], [600.0, 20, 40, 40], [388, 0, 512, 512]])

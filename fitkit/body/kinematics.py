@@ -12,6 +12,7 @@ c = 1 at itself, a vertex the point of a one-hot regressor.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -67,9 +68,9 @@ class Skeleton:
         people = len(rotations)
         offsets = (self.rest + shape @ self.rest_dirs[: shape.shape[1]]).view(people, len(self), 3)
         offsets = torch.cat([offsets[:, :1] + transl[:, None], offsets[:, 1:]], 1)
-        last = rotations.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(people, len(self), 1, 4)
+        top = torch.eye(4, dtype=rotations.dtype, device=rotations.device).expand(people, 1, 4, 4)
+        last = top[..., 3:, :].expand(people, len(self), 1, 4)
         local = torch.cat([torch.cat([rotations, offsets[..., None]], -1), last], -2)
-        top = torch.eye(4, dtype=local.dtype, device=local.device).expand(people, 1, 4, 4)
         for jump in self.jumps:
             local = torch.cat([local, top], 1)[:, jump] @ local
         return Posed(local[..., :3, :], rotations, shape)
@@ -167,12 +168,10 @@ class PointSet:
         spread = flat.view(people, 3, self.count, len(self.offset_dirs))[..., :size].transpose(1, 2)
         return self._sum @ pairs, rotate, spread + table.root[..., :size], move
 
-    @property
+    @cached_property
+    @torch.inference_mode(False)  # kept: no later gradient could go through an inference tensor
     def _jacobian_table(self) -> _JacobianTable:
-        if "_table" not in self.__dict__:
-            object.__setattr__(self, "_table", _JacobianTable.of(self))
-        table: _JacobianTable = self.__dict__["_table"]
-        return table
+        return _JacobianTable.of(self)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,7 @@ class BodyModel:
         rotations = self.rotations(state)
         return self._skeleton(rotations.shape[1]).pose(rotations, self.shape(state), state.transl)
 
+    @torch.inference_mode(False)
     def points(self, name: str, joints: int) -> PointSet:
         """The points of a keypoint set on a skeleton of `joints` joints (22 or all); built once and kept.
 
@@ -198,6 +199,7 @@ class BodyModel:
                 self._points[name, full] = self.regressed(self._regressor(name), joints)
         return self._points[name, full]
 
+    @torch.inference_mode(False)
     def regressed(self, regressor: np.ndarray, joints: int) -> PointSet:
         """Points that a regressor takes from the skinned surface (without pose correctives) and from the joints.
 
@@ -307,6 +309,7 @@ class BodyModel:
         )
 
     @cached_property
+    @torch.inference_mode(False)
     def _tensors(self) -> dict[str, Tensor]:
         floats = {"v_template": self.data.v_template, "dirs": self._all_dirs, "posedirs": self.data.posedirs}
         tensors = {k: torch.as_tensor(v, dtype=self.dtype, device=self.device) for k, v in floats.items()}
@@ -329,6 +332,7 @@ class BodyModel:
             owner[joint] = owner[self.data.parents[joint]]
         return owner
 
+    @torch.inference_mode(False)
     def _skeleton(self, joints: int) -> Skeleton:
         full = joints == len(self.data.parents)
         cache = self.__dict__.setdefault("_skeletons", {})
@@ -342,6 +346,7 @@ class BodyModel:
             cache[full] = Skeleton(tuple(parents), self._float(rest.reshape(-1)), flat)
         return cast(Skeleton, cache[full])
 
+    @torch.inference_mode(False)
     def _rest(self, full: bool) -> tuple[Tensor, Tensor]:
         """Rest positions `(A, 3)` of the joints that can move, and their change with the shape `(A, 3, S)`."""
         cache = self.__dict__.setdefault("_rests", {})
@@ -350,6 +355,7 @@ class BodyModel:
             cache[full] = self._float(self._rest_joints[active]), self._float(self._rest_joint_dirs[active])
         return cast("tuple[Tensor, Tensor]", cache[full])
 
+    @torch.inference_mode(False)
     def _tensor_weights(self, full: bool) -> Tensor:
         cache = self.__dict__.setdefault("_folded", {})
         if full not in cache:

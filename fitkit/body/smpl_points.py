@@ -15,9 +15,12 @@ _POINTS = (
     "nose right_eye left_eye right_ear left_ear left_big_toe left_small_toe left_heel right_big_toe right_small_toe "
     "right_heel"
 ).split()
+_OF_SMPL = (332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624, 6787)
+# By vertices and joints: another mesh may have as many vertices by chance.
 _VERTICES = {
-    6890: (332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624, 6787),
-    10475: (9120, 9929, 9448, 616, 6, 5770, 5780, 8846, 8463, 8474, 8635),
+    (6890, 24): _OF_SMPL,
+    (6890, 52): _OF_SMPL,
+    (10475, 55): (9120, 9929, 9448, 616, 6, 5770, 5780, 8846, 8463, 8474, 8635),
 }
 # Positions in SMPL-X's 51 landmarks, which are the 68 of Multi-PIE without the 17 of the face's contour.
 _LANDMARKS = {
@@ -105,7 +108,7 @@ def _surface_points(
     template, count = body["v_template"], len(body["v_template"])
     width = count + len(names)
     rows = {}
-    for name, vertex in zip(_POINTS, _VERTICES.get(count, ()), strict=False):
+    for name, vertex in zip(_POINTS, _VERTICES.get((count, len(names)), ()), strict=False):
         rows[name] = _one(width, vertex)
     # Other meshes in SMPL-X's layout may carry placeholders instead of landmarks.
     if landmarks is not None and count == 10475:

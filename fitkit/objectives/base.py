@@ -146,6 +146,13 @@ class Sum(Objective):
 
     __rmul__ = __mul__
 
+    def robust(self, kernel: Kernel | None) -> Sum:
+        """The sum with this kernel on every term."""
+        return Sum(tuple(term.robust(kernel) for term in self._terms))
+
+    def named(self, name: str) -> Sum:
+        raise TypeError("a sum has no name of its own: name its terms")
+
     def __getitem__(self, name: str) -> Objective:
         for term in self._terms:
             if term.name == name:
@@ -187,8 +194,8 @@ def objective(
 ) -> Any:
     """Make an objective of a function `(pred, obs, settings...) -> residual rows`.
 
-    The function returns rows `(B, R)` or `(B, N, d)`, whose squares are summed, or an energy `(B,)`; it is
-    differentiated automatically. The decorated name takes the settings and gives an `Objective`.
+    The function returns rows `(B, R)` or `(B, N, d)`, whose squares are summed, or an energy `(B,)` that is never
+    negative; it is differentiated automatically. The decorated name takes the settings and gives an `Objective`.
 
     Args:
         function: to decorate.
@@ -225,26 +232,35 @@ def objective(
     return decorate if function is None else decorate(function)
 
 
-def as_residual(name: str, value: Any, people: int) -> tuple[Residual, bool]:
-    """Rows in canonical shape, and whether they are the root of an energy.
+def as_residual(name: str, value: Any, people: int) -> Residual:
+    """Rows in canonical shape.
 
     An energy E becomes the one row sqrt(2 E): half its square is E again, and Gauss-Newton on it keeps the
     exact gradient.
 
     Raises:
-        ValueError: a result of another shape.
+        ValueError: a result of another shape, or a negative energy.
     """
-    if isinstance(value, Residual):
-        return value, False
-    if not isinstance(value, Tensor) or value.ndim not in (1, 2, 3) or len(value) != people:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    rows = value.rows if isinstance(value, Residual) else value
+    dimensions = (3,) if isinstance(value, Residual) else (1, 2, 3)
+    if not isinstance(rows, Tensor) or rows.ndim not in dimensions or len(rows) != people:
+        got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         raise ValueError(
             f"objective {name} returned {got}, expected rows ({people}, R) or ({people}, N, d), "
             f"or an energy ({people},)"
         )
-    if value.ndim == 1:
-        return Residual((2 * value.clamp_min(1e-24)).sqrt()[:, None, None]), True
-    return Residual(value if value.ndim == 3 else value[..., None]), False
+    if isinstance(value, Residual):
+        if value.weight is not None and value.weight.shape != rows.shape[:2]:
+            got, expected = tuple(value.weight.shape), tuple(rows.shape[:2])
+            raise ValueError(f"objective {name}: weights of shape {got} for rows that need {expected}")
+        return value
+    if rows.ndim == 1:
+        if bool((rows < 0).any()):
+            raise ValueError(
+                f"objective {name}: an energy of {float(rows.min()):g}, expected none below zero"
+            )
+        return Residual((2 * rows.clamp_min(1e-24)).sqrt()[:, None, None])
+    return Residual(rows if rows.ndim == 3 else rows[..., None])
 
 
 def cost(term: Objective, residual: Residual) -> Float[Tensor, " B"]:

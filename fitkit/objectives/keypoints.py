@@ -107,7 +107,7 @@ class Keypoints3D(Objective):
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         seen = _world(obs)
-        root = _root(seen.set).to(seen.xyz)
+        root = _root_of(seen)
         difference = pred.keypoints(seen.set.name) - seen.xyz
         rows = (difference - root @ difference) / self.sigma
         return Residual(rows, seen.confidence * _certainty(pred, seen.set))
@@ -115,8 +115,8 @@ class Keypoints3D(Objective):
     def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B K 3 D"]:
         seen = _world(obs)
         jacobian = pred.keypoints_jacobian(seen.set.name)
-        root = _root(seen.set).to(seen.xyz)
-        return (jacobian - torch.einsum("rk,bkcd->brcd", root, jacobian)) / self.sigma
+        root = _root_of(seen)
+        return (jacobian - torch.einsum("brk,bkcd->brcd", root, jacobian)) / self.sigma
 
 
 class BoneDirections(Objective):
@@ -167,6 +167,14 @@ def _root(points: KeypointSet) -> Tensor:
     weights = torch.zeros(1, len(points))
     weights[0, [points.index(name) for name in names]] = 1 / len(names)
     return weights
+
+
+def _root_of(seen: Observed3D) -> Tensor:
+    """`(B, 1, K)` weights of the root among the points that were seen; among all of its own where none was."""
+    every = _root(seen.set).to(seen.xyz)
+    there = every * (seen.confidence > 0)[:, None]
+    total = there.sum(-1, keepdim=True)
+    return torch.where(total > 0, there / total.clamp_min(1e-9), every)
 
 
 def _certainty(pred: Prediction, points: KeypointSet) -> Tensor:

@@ -9,11 +9,12 @@ from fitkit.observe.files import (
 )
 from fitkit.observe.image import Photo, load_image
 from fitkit.observe.mediapipe_graph import DetectorUnavailable
-from fitkit.observe.people import observe, photo_camera
+from fitkit.observe.people import choose_people, observe, photo_camera
 
 __all__ = [
     "DetectorUnavailable",
     "Photo",
+    "choose_people",
     "keypoints_from_file",
     "load_image",
     "observation_from_keypoints",

@@ -123,7 +123,8 @@ def observation_from_keypoints(
     the points with confidence > 0 (zeros for a person without any), the score their mean confidence. People
     keep their order, and a person of whom nothing was seen keeps the row.
 
-    Errors: ValueError when neither photo nor camera is given, or camera and focal contradict.
+    Errors: ValueError when neither photo nor camera is given, when camera and focal contradict, or when no point
+    of anybody lies in or near the photo (coordinates from 0 to 1, points of another photo).
     """
     if photo is not None:
         one = photo_camera(photo, camera, focal)
@@ -138,6 +139,7 @@ def observation_from_keypoints(
             f"camera: {len(one)} rows for {len(keypoints)} people; expected 1 or {len(keypoints)}"
         )
     seen = keypoints.confidence > 0
+    _check_pixels(keypoints, one)
     return Observation(
         camera=one.expand(len(keypoints)) if len(one) == 1 else one,
         keypoints=keypoints,
@@ -146,6 +148,23 @@ def observation_from_keypoints(
         score=keypoints.confidence.sum(1) / seen.sum(1).clamp_min(1),
         image=None if photo is None else photo.pixels,
     )
+
+
+def _check_pixels(keypoints: Keypoints, camera: Camera) -> None:
+    """Refuse points that cannot be pixels of this photo; people may well reach out of it, but not all of everybody."""
+    xy = keypoints.xy[keypoints.confidence > 0]
+    if len(xy) == 0:
+        return
+    size = xy.new_tensor([camera.width, camera.height])
+    low, high = xy.amin(0), xy.amax(0)
+    found = f"points from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g})"
+    photo = f"a photo of {camera.width} x {camera.height}"
+    if len(xy) > 2 and bool((low >= 0).all()) and bool((high <= 1.5).all()) and float(size.max()) > 16:
+        raise ValueError(
+            f"keypoints: {found} for {photo}: expected pixels, not fractions (multiply by the size)"
+        )
+    if not bool(((xy > -size) & (xy < 2 * size)).all(1).any()):
+        raise ValueError(f"keypoints: {found}, none in or near {photo}: are they of another photo?")
 
 
 def _check_path(path: str | Path) -> Path:

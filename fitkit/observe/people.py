@@ -91,7 +91,8 @@ def observe(
     >>> observe("photo.jpg").keypoints.xy.shape        # doctest: +SKIP
     torch.Size([2, 33, 2])
     """
-    _check_people(people)
+    if isinstance(people, str) and people not in ("all", "largest"):
+        raise ValueError(f'people={people!r}; expected "all", "largest" or the number of a person')
     photo = load_image(image)
     of_photo = photo_camera(photo, camera, focal)
     graphs = pose_graphs()
@@ -99,7 +100,7 @@ def observe(
         found = [_in_box(graphs, photo.pixels, box) for box in _check_boxes(boxes, photo)]
     else:
         found = sorted(_everyone(graphs, photo.pixels), key=lambda p: -float(p.box[2] * p.box[3]))
-    return _choose(_to_observation(found, photo, of_photo), people, photo)
+    return choose_people(_to_observation(found, photo, of_photo), people, photo.source)
 
 
 def photo_camera(photo: Photo, camera: Camera | None = None, focal: float | None = None) -> Camera:
@@ -120,31 +121,37 @@ def photo_camera(photo: Photo, camera: Camera | None = None, focal: float | None
     return camera
 
 
-def _check_people(people: str | int) -> None:
-    if isinstance(people, str):
-        if people not in ("all", "largest"):
-            raise ValueError(f'people={people!r}; expected "all", "largest" or the number of a person')
-        return
-    try:
-        number = -1 if isinstance(people, bool) else operator.index(people)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ValueError(f'people={people!r}; expected "all", "largest" or a number from 0 on')
+def choose_people(
+    observation: Observation, people: str | int, source: str = "the observation"
+) -> Observation:
+    """All people, the one with the largest box, or the one of a row's number.
 
+    people: "all", "largest", or a number from 0 on, as the rows of "all" are numbered.
+    source: named in errors.
 
-def _choose(observation: Observation, people: str | int, photo: Photo) -> Observation:
+    Errors: ValueError for another word, a number that no row has, or people without boxes and keypoints.
+    """
     if people == "all":
         return observation
     count = len(observation)
     if people == "largest":
-        if count < 2 or observation.box is None:
-            return observation
-        return observation.select(int((observation.box[:, 2] * observation.box[:, 3]).argmax()))
-    number = operator.index(people)  # type: ignore[arg-type]
+        box = observation.box
+        if box is None and observation.keypoints is not None:
+            box = observation.keypoints.box()
+        if box is None:
+            raise ValueError(
+                f"people='largest': {source} has neither boxes nor keypoints to tell who that is"
+            )
+        return observation if count < 2 else observation.select(int((box[:, 2] * box[:, 3]).argmax()))
+    try:
+        number = -1 if isinstance(people, bool | str) else operator.index(people)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f'people={people!r}; expected "all", "largest" or a number from 0 on')
     if number >= count:
-        there = f"0 ... {count - 1}, largest first" if count else "nobody was found"
-        raise ValueError(f"people={number}: {photo.source} has {count} people ({there})")
+        there = f"numbered 0 ... {count - 1}" if count else "nobody was found"
+        raise ValueError(f"people={number}: {source} has {count} people ({there})")
     return observation.select(number)
 
 

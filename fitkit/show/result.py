@@ -55,8 +55,8 @@ def save_result(result: FitResult, folder: str | Path) -> Path:
         photo=_photo(result),
         vertices=vertices,
         faces=faces,
-        focal=camera.focal[:1].cpu()[0],
-        center=camera.center[:1].cpu()[0],
+        focal=camera.focal.cpu(),
+        center=camera.center.cpu(),
         title=Path(result.source).name or "fit",
         people=[_summary(person) for person in bodies],
         settings={"solver": result.solver, "body": result.body.name, "people": len(result)},
@@ -174,9 +174,7 @@ def _draw(bodies: FitResult, vertices: np.ndarray, faces: np.ndarray, colors: np
     camera = bodies.observation.camera
     if len(bodies) == 0:
         return shrink(_photo(bodies), 1600)
-    return overlay(
-        _photo(bodies), vertices, faces, camera.focal[0].cpu(), camera.center[0].cpu(), colors=colors
-    )
+    return overlay(_photo(bodies), vertices, faces, camera.focal.cpu(), camera.center.cpu(), colors=colors)
 
 
 def _photo(result: FitResult) -> Picture:
