@@ -120,7 +120,7 @@ def run(body: BodyModel, problems: Problems, solver: Solver) -> Solution:
     starts = make_starts(body, problems.observation, prior)
     stages = solver.stages or default_stages(solver.max_steps)
     problem = Problem(body, problems.observation, objective())
-    return solve(problem, solver, starts.state, stages, starts.count, starts.hint)
+    return solve(problem, solver, starts.state, stages, starts.count, starts.hint, starts.kinds)
 
 
 # -- what is measured --------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def default_stages(steps: int) -> tuple[Stage, ...]:
     seen = ("keypoints_2d", "keypoints_3d", "directions")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
     return (
-        Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep=4, hinted=True, name="place"),
+        Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
         Stage(max(10, steps // 3), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
         Stage(steps, name="fine"),
     )
@@ -122,7 +122,7 @@ def fit(
     problem = Problem(model, observation, objective)
     starts = make_starts(model, observation, _start_pose(model))
     stages = chosen.stages or default_stages(chosen.max_steps)
-    solution = solve(problem, chosen, starts.state, stages, starts.count, starts.hint, on_step)
+    solution = solve(problem, chosen, starts.state, stages, starts.count, starts.hint, starts.kinds, on_step)
     return FitResult(
         state=solution.state,
         body=model,

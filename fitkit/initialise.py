@@ -26,11 +26,13 @@ class Starts:
     Attributes:
         count: per person.
         state: `(B * count)`.
+        kinds: of a person's starts: those of one kind differ by where they look only, and often meet.
         hint: what each start sees in hinted stages: those that come from a 3D guess see it (or its mirror image in
             depth), the others only the photo.
     """
 
     count: int
+    kinds: tuple[int, ...]
     state: State
     hint: Observation
 
@@ -46,10 +48,10 @@ def make_starts(body: BodyModel, observation: Observation, pose: Float[Tensor, "
         observation: of B people, with keypoints.
         pose: `(J, 3, 3)` body pose of every start.
     """
-    people, like = len(observation), pose
-    yaw = geometry.yaw(torch.deg2rad(torch.tensor(YAWS, dtype=like.dtype, device=like.device)))
+    people = len(observation)
+    yaw = geometry.yaw(torch.deg2rad(torch.tensor(YAWS, dtype=pose.dtype, device=pose.device)))
     # Cameras look along +z with y down: half a turn about x puts a body upright and facing them.
-    upright = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=like.dtype, device=like.device))
+    upright = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=pose.dtype, device=pose.device))
     orient = [(upright @ turn).expand(people, 3, 3) for turn in yaw]
     blind = observation
     if observation.world is not None:
@@ -58,13 +60,13 @@ def make_starts(body: BodyModel, observation: Observation, pose: Float[Tensor, "
         )
     hints = [blind] * len(YAWS)
     if observation.world is not None:
-        depth = torch.tensor([1.0, 1.0, -1.0], dtype=like.dtype, device=like.device)
+        depth = torch.tensor([1.0, 1.0, -1.0], dtype=pose.dtype, device=pose.device)
         mirrored = replace(observation.world, xyz=observation.world.xyz * depth)
         for world in (observation.world, mirrored):
             orient.append(torso_orientation(world, upright))
             hints.append(replace(observation, world=world))
     count = len(orient)
-    order = torch.arange(count * people, device=like.device).view(count, people).T.reshape(-1)
+    order = torch.arange(count * people, device=pose.device).view(count, people).T.reshape(-1)
     neutral = body.neutral(people * count)
     state = replace(
         neutral,
@@ -72,7 +74,8 @@ def make_starts(body: BodyModel, observation: Observation, pose: Float[Tensor, "
         body_pose=pose.expand(people * count, -1, -1, -1),
     )
     hint = concatenate(hints).select(order)
-    return Starts(count, place(body, state, hint), hint)
+    kinds = (*[0] * len(YAWS), *range(1, count - len(YAWS) + 1))
+    return Starts(count, kinds, place(body, state, hint), hint)
 
 
 def place(body: BodyModel, state: State, observation: Observation) -> State:

@@ -102,6 +102,8 @@ class Stage:
         widen: factor on the width of robust kernels; None for plain least squares.
         only: names of the terms that count; None for all.
         keep: how many of a person's starts go on to the next stage, best first; None for all.
+        keep_of_each: the same among starts of one kind, which often end in one place; only where there are several
+            kinds (see `solve`).
         hinted: whether each start sees its own hint instead of the observation (see `solve`).
         name: in the trace.
     """
@@ -112,6 +114,7 @@ class Stage:
     widen: float | None = 1.0
     only: tuple[str, ...] | None = None
     keep: int | None = None
+    keep_of_each: int | None = None
     hinted: bool = False
     name: str = ""
 
@@ -189,6 +192,7 @@ def solve(
     stages: Sequence[Stage] | None = None,
     starts: int = 1,
     hint: Observation | None = None,
+    kinds: Sequence[int] | None = None,
     on_step: Callable[[int, str], None] | None = None,
 ) -> Solution:
     """Run a solver from one or several starts per person, and keep the best by the full objective.
@@ -201,6 +205,7 @@ def solve(
         starts: per person.
         hint: observation of every start for the stages that are hinted: what leads a start to a basin of its own
             (a mirrored guess of depth). The best start is chosen by the real observation.
+        kinds: of a person's starts, for stages that keep some of each; None for one kind.
         on_step: called with (step, stage name) after every step: progress, or an exception to stop.
 
     Returns:
@@ -227,6 +232,7 @@ def solve(
     recorder = _Recorder(terms, len(state))
     origin = torch.arange(len(state), device=state.transl.device)
     outcome = torch.zeros(len(state), dtype=torch.long, device=state.transl.device)
+    left = list(kinds) if kinds is not None else [0] * starts
     # Derivatives are taken inside, also for a caller who has switched them off.
     with torch.inference_mode(False), torch.no_grad():
         for stage in schedule:
@@ -235,12 +241,12 @@ def solve(
                 seen = replace(seen, observation=hint.select(origin))
             part = seen.staged(stage.free, stage.weights, stage.widen, stage.only)
             state, outcome = _run(part, solver, state, stage, recorder, origin, on_step)
-            if stage.keep is not None and len(owner) > people * stage.keep:
-                kept = _best(problem.select(owner).energy(state), owner, people, stage.keep)
+            kept, left = _keep(stage, problem, state, owner, left)
+            if kept is not None:
                 state, outcome, owner, origin = state.select(kept), outcome[kept], owner[kept], origin[kept]
         values = problem.select(owner).values(state)
         energy = torch.stack(list(values.values())).sum(0)
-        best = _best(energy, owner, people, 1)
+        best = _best(energy, people, 1, [0] * (len(energy) // max(people, 1)))[0]
         outcome = torch.where(torch.isfinite(energy), outcome, torch.full_like(outcome, Outcome.NOT_FINITE))
     return Solution(
         state.select(best),
@@ -291,10 +297,31 @@ def _run(
     return whole, torch.cat([part[2] for part in finished])[order]
 
 
-def _best(energy: Tensor, owner: Tensor, people: int, keep: int) -> Tensor:
-    """Rows of the `keep` lowest energies of each person; what is not finite comes last."""
+def _keep(
+    stage: Stage, problem: Problem, state: State, owner: Tensor, kinds: list[int]
+) -> tuple[Tensor | None, list[int]]:
+    """Rows that go on after a stage (None for all) and their kinds, judged by the whole objective."""
+    several = len(set(kinds)) > 1
+    if stage.keep_of_each is not None and several and max(map(kinds.count, kinds)) > stage.keep_of_each:
+        energy = problem.select(owner).energy(state)
+        return _best(energy, len(problem), stage.keep_of_each, kinds)
+    if stage.keep is not None and len(kinds) > stage.keep:
+        kept, _ = _best(problem.select(owner).energy(state), len(problem), stage.keep, [0] * len(kinds))
+        return kept, [0] * stage.keep
+    return None, kinds
+
+
+def _best(energy: Tensor, people: int, keep: int, kinds: list[int]) -> tuple[Tensor, list[int]]:
+    """Rows of the `keep` lowest energies of each kind of each person, and their kinds; what is not finite is last."""
     finite = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, float("inf")))
-    table = finite.view(people, len(energy) // max(people, 1))
-    ranked = table.argsort(dim=1, stable=True)[:, :keep]
-    first = torch.arange(people, device=energy.device)[:, None] * table.shape[1]
-    return (first + ranked).reshape(-1)
+    table = finite.view(people, len(kinds))
+    chosen, left = [], []
+    for kind in dict.fromkeys(kinds):
+        columns = torch.tensor(
+            [place for place, other in enumerate(kinds) if other == kind], device=energy.device
+        )
+        ranked = columns[table[:, columns].argsort(dim=1, stable=True)[:, :keep]]
+        chosen.append(ranked)
+        left += [kind] * ranked.shape[1]
+    first = torch.arange(people, device=energy.device)[:, None] * len(kinds)
+    return (first + torch.cat(chosen, 1)).reshape(-1), left
