@@ -10,10 +10,15 @@ BEGIN, END = "<!-- measured: python benchmarks/_readme.py -->", "<!-- /measured 
 # (what, program, names of the results, how they are written)
 ROWS = (
     (
-        "people found (OKS > 0.5): the main person / all 49",
+        "people found (OKS > 0.5, one to one): main persons / all",
         "photos",
-        ("people/main/recall at OKS > 0.5", "people/all/recall at OKS > 0.5"),
-        "{:.2f} / {:.2f}",
+        (
+            "people/main/recall at OKS > 0.5",
+            "people/main/annotated",
+            "people/all/recall at OKS > 0.5",
+            "people/all/annotated",
+        ),
+        "{:.2f} of {:.0f} / {:.2f} of {:.0f}",
     ),
     (
         "PCK@0.1 of the box, main person: detector / fitted body",
@@ -29,7 +34,7 @@ ROWS = (
             "world/number/height not in 0.8 to 2.2 m",
             "world/number/depth not in 0.3 to 60 m",
         ),
-        "{:.0f}, {:.0f}, {:.0f} of 59",
+        "{:.0f}, {:.0f}, {:.0f}",
     ),
     (
         "two photos with 3D ground truth: MPJPE / PA-MPJPE, mm",
@@ -43,13 +48,18 @@ ROWS = (
         "{:.0f} / {:.0f}, {:.0f} / {:.0f}",
     ),
     (
-        "one photo, warm, median: detection / fit of one person, ms",
+        "warm, ms, median (slowest): detection of a photo / fit of a person",
         "photos",
-        ("time/median/detection, per photo", "time/median/fit, per person"),
-        "{:.0f} / {:.0f}",
+        (
+            "time/median/detection, per photo",
+            "time/slowest/detection, per photo",
+            "time/median/fit, per person",
+            "time/slowest/fit, per person",
+        ),
+        "{:.0f} ({:.0f}) / {:.0f} ({:.0f})",
     ),
     (
-        "200 synthetic problems, Levenberg-Marquardt: MPJPE / PA-MPJPE, mm, joint angle, degrees",
+        "synthetic problems, Levenberg-Marquardt: MPJPE / PA-MPJPE, mm, joint angle, degrees",
         "solvers",
         ("accuracy/lm/MPJPE", "accuracy/lm/PA-MPJPE", "accuracy/lm/angle, 21 joints"),
         "{:.0f} / {:.0f}, {:.1f}",
