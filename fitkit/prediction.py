@@ -99,11 +99,6 @@ class Prediction:
             raise ValueError("this prediction was not made for a linearisation: it has no Jacobian columns")
         return self._blocks
 
-    @property
-    def columns(self) -> int:
-        """How many columns a Jacobian has."""
-        return max(block.stop for block in self.blocks.values())
-
     def keypoints_jacobian(self, name: str) -> Float[Tensor, "B K 3 D"]:
         """Derivative of `keypoints(name)` with respect to a right perturbation of the state."""
         if name not in self._jacobians:

@@ -231,3 +231,10 @@ def test_observation_from_keypoints() -> None:
         observation_from_keypoints(keypoints, camera=camera, focal=500.0)
     with pytest.raises(ValueError, match="640 x 480"):
         observation_from_keypoints(keypoints, photo, camera)
+
+
+def test_a_detector_that_found_nobody_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "nobody.json").write_text("[]")
+    assert len(keypoints_from_file(tmp_path / "nobody.json")) == 0
+    (tmp_path / "people.json").write_text('{"version": 1.3, "people": []}')
+    assert len(keypoints_from_file(tmp_path / "people.json")) == 0

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fitkit.body.kinematics import PointSet, Posed, Skeleton
-from fitkit.keypoints import KeypointSet, get_set
+from fitkit.keypoints import get_set
 from fitkit.state import State
 
 # The layout of each kind of body: its parts in the order of its joints.
@@ -130,6 +130,9 @@ class BodyModel:
 
     def check(self, state: State) -> None:
         """Raise a ValueError that names the first part of a State that is not of this body."""
+        people = {name: len(value) for name, value in state.parts().items()}
+        if len(set(people.values())) > 1:
+            raise ValueError(f"state of different numbers of people: {people}")
         for name, value in state.parts().items():
             expected: int | None = {**self.layout, "transl": 3}.get(name)
             if name in ("betas", "expression"):
@@ -370,12 +373,6 @@ class BodyModel:
             known = sorted([*self.data.regressors, self.joint_set.name])
             raise ValueError(f"body {self.name} has no keypoints {name!r}, expected one of {known}")
         return self.data.regressors[name]
-
-    def keypoint_set(self, name: str) -> KeypointSet:
-        """A set that this body can give (see `points`)."""
-        if name != self.joint_set.name:
-            self._regressor(name)
-        return get_set(name)
 
     def _joint_points(self, full: bool) -> PointSet:
         owner = self._owner(full)

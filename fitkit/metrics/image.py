@@ -149,4 +149,4 @@ def mask_iou(mask: Float[Tensor, "B h w"], target: Float[Tensor, "B h w"]) -> Fl
         )
     inside, wanted = mask > 0.5, target > 0.5
     both, either = (inside & wanted).sum((1, 2)), (inside | wanted).sum((1, 2))
-    return torch.where(either > 0, both / either.clamp_min(1), torch.ones_like(both)).to(mask.dtype)
+    return torch.where(either > 0, both / either.clamp_min(1), torch.ones_like(both))

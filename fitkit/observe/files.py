@@ -241,7 +241,8 @@ def _openpose(content: Any, path: str | Path) -> Keypoints:
 def _is_coco(content: Any) -> bool:
     if isinstance(content, dict):
         return "annotations" in content
-    return isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+    # An empty list is the result of a detector that found nobody.
+    return isinstance(content, list) and all(isinstance(entry, dict) for entry in content)
 
 
 def _coco(content: Any, path: str | Path, image: str | int | None) -> Keypoints:
@@ -249,7 +250,7 @@ def _coco(content: Any, path: str | Path, image: str | int | None) -> Keypoints:
     annotations = content if is_results else content["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise ValueError(f"{path}: COCO annotations are not a list of objects")
-    if image is None:
+    if image is None or annotations == []:
         ids = {str(a.get("image_id")) for a in annotations}
         if len(ids) > 1:
             raise ValueError(
@@ -286,7 +287,7 @@ def _image_id(content: Any, path: str | Path, image: str | int) -> str:
         known = [str(entry.get("file_name", entry.get("id"))) for entry in images]
     else:
         known = sorted({str(a.get("image_id")) for a in content})
-        stem = Path(str(image)).stem.lstrip("0")  # 000000000139.jpg is photo 139
+        stem = Path(str(image)).stem.lstrip("0") or "0"  # 000000000139.jpg is photo 139
         for one in known:
             if one in (str(image), stem):
                 return one
