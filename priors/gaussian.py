@@ -19,7 +19,7 @@ from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 
 JOINTS = 21
-NOISE = 0.1
+NOISE = 0.05
 
 
 class GaussianPosePrior(Objective):
@@ -92,26 +92,18 @@ def _load(path: str | None) -> tuple[Tensor, Tensor]:
     return tensors["mean"].double(), torch.linalg.solve_triangular(factor, eye, upper=False)
 
 
-def fit_gaussian(
-    rotations: Float[np.ndarray, "N 21 3 3"], subjects: np.ndarray, noise: float = NOISE
-) -> dict[str, Tensor]:
-    """Mean and covariance of 6D body poses and their mirror images, every subject weighing the same.
+def fit_gaussian(rotations: Float[np.ndarray, "N 21 3 3"], noise: float = NOISE) -> dict[str, Tensor]:
+    """Mean and covariance of 6D body poses and their mirror images, with isotropic noise added.
 
     Args:
         rotations: parent-relative, joints 1..21 of SMPL-X.
-        subjects: `(N,)` of each pose: frames alone would make the prior that of whoever was recorded longest.
         noise: standard deviation added to the 6D numbers: motion capture skeletons have joints that never move,
             whose likelihood would otherwise be infinite.
     """
     poses = torch.as_tensor(rotations, dtype=torch.float64)
     numbers = torch.cat([geometry.to_6d(poses), geometry.to_6d(mirror_pose(poses))]).flatten(1)
-    _, position, count = np.unique(subjects, return_inverse=True, return_counts=True)
-    weight = torch.as_tensor(1 / count[position]).repeat(2)
-    weight = (weight / weight.sum())[:, None]
-    mean = (weight * numbers).sum(0)
-    centred = numbers - mean
-    covariance = (weight * centred).mT @ centred + noise**2 * torch.eye(6 * JOINTS, dtype=torch.float64)
-    return {"mean": mean.float(), "covariance": covariance.float().contiguous()}
+    covariance = torch.cov(numbers.T) + noise**2 * torch.eye(6 * JOINTS, dtype=torch.float64)
+    return {"mean": numbers.mean(0).float(), "covariance": covariance.float().contiguous()}
 
 
 def mirror_pose(rotations: Float[Tensor, "*batch 21 3 3"]) -> Float[Tensor, "*batch 21 3 3"]:
@@ -127,20 +119,16 @@ def main(motion: Path, out: Path, noise: float = NOISE) -> None:
     """Fit the prior to retargeted motion capture: `python -m fitkit.priors.gaussian --motion FILE --out FILE`.
 
     Args:
-        motion: `.npz` with `axis_angle` `(N, 22, 3)` radians, `ok` `(N,)` bool, `clip` `(N,)` and the `subject` of
-            each clip.
+        motion: `.npz` with `axis_angle` `(N, 22, 3)` radians and `ok` `(N,)` bool.
         out: `.safetensors` to write.
         noise: added to the 6D numbers.
     """
     import roma
 
     with np.load(motion) as archive:
-        fine = archive["ok"]
-        axis_angle = torch.as_tensor(archive["axis_angle"][fine], dtype=torch.float64)[:, 1:]
-        subjects = archive["subject"][archive["clip"][fine]]
-    tensors = fit_gaussian(roma.rotvec_to_rotmat(axis_angle).numpy(), subjects, noise)
-    atomic_write(out, save(tensors))
-    print(f"{len(axis_angle)} frames of {len(set(subjects))} subjects and their mirror images -> {out}")
+        axis_angle = torch.as_tensor(archive["axis_angle"][archive["ok"]], dtype=torch.float64)[:, 1:]
+    atomic_write(out, save(fit_gaussian(roma.rotvec_to_rotmat(axis_angle).numpy(), noise)))
+    print(f"{len(axis_angle)} frames and their mirror images -> {out}")
 
 
 if __name__ == "__main__":
