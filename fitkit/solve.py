@@ -224,14 +224,12 @@ def solve(
     if hint is not None:
         hint = replace(problem, observation=hint).trimmed(solver.requires).observation
     schedule = tuple(stages or solver.stages) or (Stage(solver.max_steps),)
-    people, owner = (
-        len(problem),
-        torch.arange(len(problem), device=state.transl.device).repeat_interleave(starts),
-    )
+    people, device = len(problem), state.transl.device
+    owner = torch.arange(people, device=device).repeat_interleave(starts)
     terms = tuple(term.name for term in problem.objective.terms())
     recorder = _Recorder(terms, len(state))
-    origin = torch.arange(len(state), device=state.transl.device)
-    outcome = torch.zeros(len(state), dtype=torch.long, device=state.transl.device)
+    origin = torch.arange(len(state), device=device)
+    outcome = torch.zeros(len(state), dtype=torch.long, device=device)
     left = list(kinds) if kinds is not None else [0] * starts
     # Derivatives are taken inside, also for a caller who has switched them off.
     with torch.inference_mode(False), torch.no_grad():

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,14 @@ def shared_data() -> Path:
             "no data folder beside the checkout: the checks on real photos and recordings are left out"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """Eileen Collins from the waist up, 512 x 512 RGB (NASA, public domain)."""
+    pytest.importorskip("mediapipe", reason="the extra [detect] is not installed")
+    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
+    return np.asarray(data.astronaut())
 
 
 @pytest.fixture(scope="session")

@@ -104,14 +104,6 @@ def test_all_keypoints_in_one_place(three: Observation) -> None:
 
 
 @pytest.fixture(scope="module")
-def astronaut() -> np.ndarray:
-    """Eileen Collins from the waist up, 512 x 512 RGB (NASA, public domain)."""
-    pytest.importorskip("mediapipe", reason="the extra [detect] is not installed")
-    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
-    return np.asarray(data.astronaut())
-
-
-@pytest.fixture(scope="module")
 def fitted(astronaut: np.ndarray) -> FitResult:
     """Her fit."""
     return fit(astronaut)

@@ -21,14 +21,6 @@ from fitkit.observe.mediapipe_graph import Roi, silent_stderr
 
 
 @pytest.fixture(scope="module")
-def astronaut() -> np.ndarray:
-    """Eileen Collins from the waist up, 512 x 512 RGB (NASA, public domain)."""
-    pytest.importorskip("mediapipe", reason="the extra [detect] is not installed")
-    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
-    return np.asarray(data.astronaut())
-
-
-@pytest.fixture(scope="module")
 def seen(astronaut: np.ndarray) -> Observation:
     return observe(astronaut)
 
