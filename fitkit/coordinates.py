@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,19 +19,17 @@ VECTORS = ("betas", "expression", "transl")
 
 
 @lru_cache(maxsize=256)
-def _pack(
-    sizes: tuple[tuple[str, int], ...], free: tuple[str, ...] | None, per_joint: int
-) -> dict[str, slice]:
+def _pack(widths: tuple[tuple[str, int], ...], free: tuple[str, ...] | None) -> dict[str, slice]:
     """Columns of the free parts of a state, side by side; asked for at every step, so it is kept."""
-    count = dict(sizes)
+    count = dict(widths)
     unknown = [name for name in free or () if name not in count]
     if unknown:
         raise ValueError(f"cannot free {unknown}: the state has {sorted(count)}")
     blocks, start = {}, 0
     for name in (*ROTATIONS, *VECTORS):
         if name in count and (free is None or name in free):
-            stop = start + count[name] * (per_joint if name in ROTATIONS else 1)
-            blocks[name], start = slice(start, stop), stop
+            blocks[name] = slice(start, start + count[name])
+            start += count[name]
     return blocks
 
 
@@ -49,10 +48,18 @@ class Coordinates(ABC):
 
     def __init__(self, reference: State, free: Sequence[str] | None = None) -> None:
         self.reference = reference
-        sizes = tuple((name, value.shape[1]) for name, value in reference.parts().items())
-        self.blocks = _pack(sizes, None if free is None else tuple(free), self.per_joint)
+        widths = tuple((name, self._width(name, value.shape[1])) for name, value in reference.parts().items())
+        self.blocks = _pack(widths, None if free is None else tuple(free))
         self.free = tuple(self.blocks)
         self.size = max((block.stop for block in self.blocks.values()), default=0)
+
+    def encode(self, state: State) -> Float[Tensor, "B D"]:
+        """The x of a state (its free blocks)."""
+        columns = []
+        for name in self.free:
+            value = getattr(state, name)
+            columns.append(self._numbers(name, value) if name in ROTATIONS else value)
+        return torch.cat(columns, 1)
 
     def decode(self, x: Float[Tensor, "B D"]) -> State:
         """The state at x; frozen blocks are those of the reference."""
@@ -62,12 +69,38 @@ class Coordinates(ABC):
             changed[name] = self._rotation(name, values) if name in ROTATIONS else values
         return replace(self.reference, **changed)
 
+    def moved(self, delta: Float[Tensor, "B D"]) -> State:
+        """The state one step away from the reference."""
+        return self.decode(self.encode(self.reference) + delta)
+
+    def differential(self) -> Float[Tensor, "B T D"] | None:
+        """Derivative of the tangent columns (see `Tangent`) with respect to x, at the reference; None for identity.
+
+        It turns a linearisation, which is always taken in the tangent, into one in x.
+        """
+        blocks = Tangent(self.reference, self.free).blocks
+        people = len(self.reference)
+        whole = self.reference.transl.new_zeros(people, max(b.stop for b in blocks.values()), self.size)
+        for name, rows in blocks.items():
+            value = getattr(self.reference, name)
+            if name in ROTATIONS:
+                part = self._rotation_differential(name, value)
+            else:
+                part = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
+            whole[:, rows, self.blocks[name]] = part
+        return whole
+
+    def _width(self, name: str, count: int) -> int:
+        return count * (self.per_joint if name in ROTATIONS else 1)
+
     @abstractmethod
-    def encode(self, state: State) -> Float[Tensor, "B D"]:
-        """The x of a state (its free blocks)."""
+    def _numbers(self, name: str, rotations: Tensor) -> Tensor: ...
 
     @abstractmethod
     def _rotation(self, name: str, values: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor: ...
 
 
 class Tangent(Coordinates):
@@ -75,21 +108,26 @@ class Tangent(Coordinates):
 
     per_joint = 3
 
-    def encode(self, state: State) -> Tensor:
+    def moved(self, delta: Tensor) -> State:
+        """By `retract`, which bounds the turn of a joint."""
+        return retract(self.reference, delta, self.blocks)
+
+    def differential(self) -> None:
+        return None
+
+    def _numbers(self, name: str, rotations: Tensor) -> Tensor:
         import roma
 
-        columns = []
-        for name in self.free:
-            value = getattr(state, name)
-            if name in ROTATIONS:
-                value = roma.rotmat_to_rotvec(getattr(self.reference, name).mT @ value).flatten(1)
-            columns.append(value)
-        return torch.cat(columns, 1)
+        turned: Tensor = roma.rotmat_to_rotvec(getattr(self.reference, name).mT @ rotations)
+        return turned.flatten(1)
 
     def _rotation(self, name: str, values: Tensor) -> Tensor:
         turn = geometry.exp(values.unflatten(1, (-1, 3)))
         reference: Tensor = getattr(self.reference, name)
         return reference @ turn
+
+    def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
+        return torch.eye(3 * rotations.shape[1], dtype=rotations.dtype, device=rotations.device)
 
 
 class SixD(Coordinates):
@@ -97,15 +135,116 @@ class SixD(Coordinates):
 
     per_joint = 6
 
-    def encode(self, state: State) -> Tensor:
-        columns = []
-        for name in self.free:
-            value = getattr(state, name)
-            columns.append(geometry.to_6d(value).flatten(1) if name in ROTATIONS else value)
-        return torch.cat(columns, 1)
+    def _numbers(self, name: str, rotations: Tensor) -> Tensor:
+        return geometry.to_6d(rotations).flatten(1)
 
     def _rotation(self, name: str, values: Tensor) -> Tensor:
         return geometry.from_6d(values.unflatten(1, (-1, 6)))
+
+    def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
+        return _block_diagonal(geometry.from_6d_jacobian(rotations))
+
+
+@runtime_checkable
+class PoseLatent(Protocol):
+    """What a pose prior offers to be a coordinate: a smooth map between latent numbers and 6D rotations.
+
+    Attributes:
+        joints: of the body pose that it knows, the first ones of `State.body_pose`.
+        latent_size: L.
+    """
+
+    joints: int
+    latent_size: int
+
+    def encode(self, numbers: Float[Tensor, "B J 6"]) -> Float[Tensor, "B L"]:
+        """Latent numbers of 6D rotations."""
+
+    def decode(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 6"]:
+        """6D numbers, which need not be orthonormal."""
+
+    def decode_jacobian(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 6 L"]:
+        """Derivative of `decode`."""
+
+
+class Latent(Tangent):
+    """The body pose in the latent numbers of a pose prior, everything else as in `Tangent`.
+
+    Where the prior is a unit normal in its latent numbers, they are also well scaled: what is likely is near.
+
+    Args:
+        reference: see `Coordinates`.
+        free: see `Coordinates`.
+        prior: such as `GaussianPosePrior()`.
+    """
+
+    def __init__(self, reference: State, free: Sequence[str] | None = None, *, prior: PoseLatent) -> None:
+        self.prior = prior
+        super().__init__(reference, free)
+
+    @staticmethod
+    def of(prior: PoseLatent) -> Chart:
+        """The chart of a prior, as `Problem` and `Stage` take it."""
+        return partial(Latent, prior=prior)
+
+    def moved(self, delta: Tensor) -> State:
+        return self.decode(self.encode(self.reference) + delta)
+
+    def differential(self) -> Tensor:  # type: ignore[override]
+        whole = Coordinates.differential(self)
+        assert whole is not None
+        return whole
+
+    def _width(self, name: str, count: int) -> int:
+        if name != "body_pose":
+            return super()._width(name, count)
+        if count < self.prior.joints:
+            raise ValueError(f"a body pose of {count} joints has no latent of a prior of {self.prior.joints}")
+        return self.prior.latent_size + 3 * (count - self.prior.joints)
+
+    def _numbers(self, name: str, rotations: Tensor) -> Tensor:
+        if name != "body_pose":
+            return super()._numbers(name, rotations)
+        import roma
+
+        known = self.prior.joints
+        latent = self.prior.encode(geometry.to_6d(rotations[:, :known]))
+        rest = roma.rotmat_to_rotvec(self.reference.body_pose[:, known:].mT @ rotations[:, known:])
+        return torch.cat([latent, rest.flatten(1)], 1)
+
+    def _rotation(self, name: str, values: Tensor) -> Tensor:
+        if name != "body_pose":
+            return super()._rotation(name, values)
+        latent, rest = values[:, : self.prior.latent_size], values[:, self.prior.latent_size :]
+        pose = geometry.from_6d(self.prior.decode(latent))
+        others = self.reference.body_pose[:, self.prior.joints :] @ geometry.exp(rest.unflatten(1, (-1, 3)))
+        return torch.cat([pose, others], 1)
+
+    def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
+        if name != "body_pose":
+            return super()._rotation_differential(name, rotations)
+        known, size = self.prior.joints, self.prior.latent_size
+        numbers = geometry.to_6d(rotations[:, :known])
+        moved = self.prior.decode_jacobian(self.prior.encode(numbers))
+        turned = (geometry.from_6d_jacobian(rotations[:, :known]) @ moved).flatten(1, 2)
+        whole = rotations.new_zeros(
+            len(rotations), 3 * rotations.shape[1], self._width(name, rotations.shape[1])
+        )
+        whole[:, : 3 * known, :size] = turned
+        rest = whole[:, 3 * known :, size:]
+        rest.diagonal(dim1=1, dim2=2).fill_(1.0)
+        return whole
+
+
+Chart = Callable[[State, "Sequence[str] | None"], Coordinates]
+
+
+def _block_diagonal(blocks: Tensor) -> Tensor:
+    """`(B, J * p, J * q)` from `(B, J, p, q)`."""
+    people, joints, tall, wide = blocks.shape
+    whole = blocks.new_zeros(people, joints, tall, joints, wide)
+    whole.diagonal(dim1=1, dim2=3).copy_(blocks.permute(0, 2, 3, 1))
+    return whole.view(people, joints * tall, joints * wide)
 
 
 def retract(state: State, delta: Tensor, blocks: dict[str, slice], trust: float = 1.0) -> State:

@@ -54,6 +54,18 @@ def to_6d_jacobian(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*ba
     return torch.cat([first, second], -2)
 
 
+def from_6d_jacobian(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 6"]:
+    """Derivative with respect to x of the w in `from_6d(x) = R exp(w)`, at the orthonormal x = `to_6d(R)`.
+
+    The first column turns about y and z; what the second adds is the turn about x.
+    """
+    _, y, z = rotations.unbind(-1)
+    zero = torch.zeros_like(y)
+    first = torch.stack([zero, -z, y], -2)
+    second = torch.stack([z, zero, zero], -2)
+    return torch.cat([first, second], -1)
+
+
 def twist(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """Angle of the twist about each coordinate axis, radians in (-pi, pi].
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fitkit._select import Index
 from fitkit.body.model import BodyModel
-from fitkit.coordinates import VECTORS, Coordinates, Tangent
-from fitkit.objectives.base import Objective, Residual, as_residual, cost
+from fitkit.coordinates import VECTORS, Chart, Coordinates, Tangent
+from fitkit.objectives.base import Objective, Residual, as_residual, cost, folded
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.state import ROTATIONS, State
@@ -44,19 +44,27 @@ class Problem:
         observation: of B people.
         objective: a term or a sum of terms.
         free: blocks of the State that may move; None for all that a state has.
-        coordinates: chart that `value_and_grad` moves in.
+        coordinates: chart that solvers move in: `Tangent`, `SixD`, `Latent.of(prior)`; None for the solver's own.
+        bounds: lowest and highest value of every number of a block, in its own unit: `{"betas": (-3, 3)}`. Only
+            blocks that are no rotations; joints have limits of their own (`JointLimits`).
 
     Raises:
-        ValueError: the observation lacks a part that a term requires.
+        ValueError: the observation lacks a part that a term requires, or a block cannot be freed or bounded so.
     """
 
     body: BodyModel
     observation: Observation
     objective: Objective
     free: tuple[str, ...] | None = None
-    coordinates: type[Coordinates] = field(default=Tangent)
+    coordinates: Chart | None = None
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, (low, high) in self.bounds.items():
+            if name not in VECTORS or not low < high:
+                raise ValueError(
+                    f"bounds on {name}: ({low}, {high}), expected one of {VECTORS} and a low end below a high one"
+                )
         names = (*ROTATIONS, *VECTORS)
         unknown = [name for name in self.free or () if name not in names]
         if unknown or self.free == ():
@@ -82,6 +90,7 @@ class Problem:
         weights: Mapping[str, float] | None = None,
         widen: float | None = 1.0,
         only: Sequence[str] | None = None,
+        coordinates: Chart | None = None,
     ) -> Problem:
         """The same problem in one stage of a schedule.
 
@@ -91,6 +100,7 @@ class Problem:
                 serves many objectives.
             widen: factor on the width of every robust kernel; None for plain least squares.
             only: names of the terms that count, where there are any of them; None for all.
+            coordinates: None keeps those of the problem.
         """
         terms = self.objective.terms()
         chosen = [term for term in terms if only is None or term.name in only] or list(terms)
@@ -102,7 +112,12 @@ class Problem:
                 changed = changed.robust(None if widen is None else changed.kernel.widened(widen))
             result = changed if result is None else result + changed
         assert result is not None
-        return replace(self, objective=result, free=self.free if free is None else tuple(free))
+        return replace(
+            self,
+            objective=result,
+            free=self.free if free is None else tuple(free),
+            coordinates=coordinates or self.coordinates,
+        )
 
     def trimmed(self, keep: frozenset[str] = frozenset()) -> Problem:
         """Without the parts of the observation that no term reads: masks are large, and starts multiply them.
@@ -132,22 +147,45 @@ class Problem:
         self, x: Float[Tensor, "B D"], chart: Coordinates
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"]]:
         """Energy and its gradient in a chart, one row per person, by automatic differentiation."""
+        values, gradient = self.values_and_grad(x, chart)
+        return values.sum(1), gradient
+
+    def values_and_grad(
+        self, x: Float[Tensor, "B D"], chart: Coordinates
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B D"]]:
+        """Value of each term and the gradient of their sum."""
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
-            energy = self.energy(chart.decode(x))
-            if not energy.requires_grad:  # no term reads what may move
-                return energy, torch.zeros_like(x)
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
-        return energy.detach(), gradient
+            values = torch.stack(list(self.values(chart.decode(x)).values()), 1)
+            if not values.requires_grad:  # no term reads what may move
+                return values, torch.zeros_like(x)
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        return values.detach(), gradient
 
-    def chart(self, reference: State) -> Coordinates:
-        """Coordinates around a state, frozen blocks left out."""
-        return self.coordinates(reference, self._free(reference))
+    def rows(self, x: Float[Tensor, "B D"], chart: Coordinates) -> Float[Tensor, "B R"]:
+        """Residuals in a chart, half of whose squares sum to the energy: weights and kernels are folded in.
 
-    def linearize(self, state: State) -> Linearization:
+        This is the form of SciPy, Theseus and other least-squares programs, differentiable.
+        """
+        state = chart.decode(x)
+        pred = Prediction(self.body, state, self.observation.camera)
+        rows = []
+        for term in self.objective.terms():
+            residual = as_residual(term.name, term.residual(pred, self.observation), len(state))
+            rows.append(folded(term, residual).flatten(1))
+        return torch.cat(rows, 1)
+
+    def linearize(self, state: State, triggs: bool = False) -> Linearization:
         """Energy, gradient and Gauss-Newton matrix in the free tangent columns at a state.
 
-        Terms with a closed-form Jacobian use it; the rows of others are differentiated automatically.
+        Terms with a closed-form Jacobian use it; the rows of others are differentiated automatically, forwards
+        where there are more rows than unknowns and backwards otherwise. A term of so many rows that neither will
+        do counts as an energy: its gradient is exact, its curvature that of one row.
+
+        Args:
+            state: of the people.
+            triggs: whether the curvature of robust kernels enters, after Triggs et al., "Bundle adjustment - a
+                modern synthesis" (1999), section 4.3; otherwise they only reweight.
         """
         blocks = self.free_blocks(state)
         size = max(block.stop for block in blocks.values())
@@ -161,22 +199,47 @@ class Problem:
             if term.weight == 0 or (term.block is not None and term.block not in blocks):
                 continue
             columns = slice(None) if term.block is None else blocks[term.block]
-            slope, curvature = self._normal(term, pred, residual)
+            slope, curvature = self._normal(term, pred, residual, triggs)
             gradient[:, columns] += slope
             hessian[:, columns, columns] += curvature
         return Linearization(values, _total(values), gradient, hessian)
 
-    def _normal(self, term: Objective, pred: Prediction, residual: Residual) -> tuple[Tensor, Tensor]:
+    def _normal(
+        self, term: Objective, pred: Prediction, residual: Residual, triggs: bool
+    ) -> tuple[Tensor, Tensor]:
         closed = term.closed_normal(pred, residual)
         if closed is not None:
             return closed
         jacobian = term.jacobian(pred, self.observation)
         if jacobian is None:
-            residual, jacobian = self.automatic(term, pred.state)
-            jacobian = jacobian if term.block is None else jacobian[..., pred.blocks[term.block]]
-        return term.normal(residual, jacobian)
+            columns = slice(None) if term.block is None else pred.blocks[term.block]
+            derivative = self._derivative(term, pred.state)
+            if derivative is None:
+                return self._as_energy(term, pred.state, columns)
+            residual, jacobian = derivative
+            jacobian = jacobian[..., columns]
+        return term.normal(residual, jacobian, triggs)
 
     # -- columns ---------------------------------------------------------------------------------------------
+
+    def chart(self, reference: State) -> Coordinates:
+        """Coordinates around a state, frozen blocks left out."""
+        return (self.coordinates or Tangent)(reference, self._free(reference))
+
+    def limits(self, chart: Coordinates) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+        """Lowest and highest x in a chart, infinite where nothing bounds it."""
+        low = torch.full((chart.size,), -torch.inf, dtype=self.body.dtype, device=self.body.device)
+        high = -low
+        for name, (lowest, highest) in self.bounds.items():
+            if name in chart.blocks:
+                low[chart.blocks[name]], high[chart.blocks[name]] = lowest, highest
+        return low, high
+
+    def within_bounds(self, state: State) -> State:
+        """The state with what lies outside the bounds moved onto them."""
+        parts = state.parts()
+        inside = {name: parts[name].clamp(*ends) for name, ends in self.bounds.items() if name in parts}
+        return replace(state, **inside)
 
     def free_blocks(self, state: State) -> dict[str, slice]:
         """Tangent columns of the parts of a state that may move."""
@@ -198,32 +261,77 @@ class Problem:
         return values
 
     def automatic(self, term: Objective, state: State) -> tuple[Residual, Float[Tensor, "B N d D"]]:
-        """Rows of a term and their Jacobian in the free tangent columns, one backward pass for all rows."""
+        """Rows of a term and their Jacobian in the free tangent columns, by automatic differentiation.
+
+        Raises:
+            RuntimeError: there are too many rows to differentiate backwards, and forwards does not work.
+        """
+        derivative = self._derivative(term, state)
+        if derivative is None:
+            raise RuntimeError(f"objective {term.name}: too many rows for a Jacobian")
+        return derivative
+
+    def _derivative(self, term: Objective, state: State) -> tuple[Residual, Tensor] | None:
+        """Forwards where that takes fewer passes and the operations allow it, else backwards; None: too many rows."""
         chart = Tangent(state, self._free(state))
-        x = chart.encode(state).detach().requires_grad_(True)
-        with torch.enable_grad():
+        x = chart.encode(state).detach()
+
+        def residual(x: Tensor) -> Residual:
             pred = Prediction(self.body, chart.decode(x), self.observation.camera)
-            residual = as_residual(term.name, term.residual(pred, self.observation), len(state))
-            rows = residual.rows.flatten(1)
-            if not rows.requires_grad:
-                return residual, x.new_zeros(*residual.rows.shape, x.shape[1])
-            picks = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-            picks = picks[:, None].expand(-1, len(rows), -1)
-            jacobian = _pull(rows, x, picks)
-        rows = residual.rows.detach()
-        weight = None if residual.weight is None else residual.weight.detach()
-        return replace(residual, rows=rows, weight=weight), jacobian.transpose(0, 1).view(
-            *rows.shape, x.shape[1]
-        )
+            return as_residual(term.name, term.residual(pred, self.observation), len(state))
+
+        here = residual(x)
+        count = here.rows[0].numel() if len(state) else 0
+        jacobian = None
+        if count > x.shape[1]:
+            jacobian = _push(lambda x: residual(x).rows.flatten(1), x)
+        if jacobian is None and count > MOST_ROWS:
+            return None
+        if jacobian is None:
+            x.requires_grad_(True)
+            with torch.enable_grad():
+                here = residual(x)
+                jacobian = _pull(here.rows.flatten(1), x)
+            weight = None if here.weight is None else here.weight.detach()
+            here = Residual(here.rows.detach(), weight)
+        return here, jacobian.view(*here.rows.shape, x.shape[1])
+
+    def _as_energy(self, term: Objective, state: State, columns: slice) -> tuple[Tensor, Tensor]:
+        """Gradient and curvature of a term read as the one row sqrt(2 E)."""
+        chart = Tangent(state, self._free(state))
+        single = replace(self, objective=term)
+        energy, gradient = single.value_and_grad(chart.encode(state), chart)
+        gradient = gradient[:, columns]
+        outer = gradient[:, :, None] * gradient[:, None]
+        return gradient, outer / (2 * energy.clamp_min(1e-24))[:, None, None]
 
 
-def _pull(rows: Tensor, x: Tensor, picks: Tensor) -> Tensor:
-    """Vector-Jacobian products `(R, B, D)`, batched where the operations of the user's objective allow it."""
+# Backwards, a Jacobian takes one pass per row, all of them at once in memory.
+MOST_ROWS = 4096
+
+
+def _push(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+    """Jacobian `(B, R, D)` forwards, one direction per unknown; None where an operation has no forward mode."""
+    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
+    try:
+        columns: Tensor = torch.func.vmap(lambda along: torch.func.jvp(rows, (x,), (along,))[1])(basis)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return columns.permute(1, 2, 0)
+
+
+def _pull(rows: Tensor, x: Tensor) -> Tensor:
+    """Jacobian `(B, R, D)` backwards, batched where the operations of the user's objective allow it."""
+    if not rows.requires_grad:  # reads nothing that may move
+        return x.new_zeros(*rows.shape, x.shape[1])
+    picks = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    picks = picks[:, None].expand(-1, len(rows), -1)
     try:
         (jacobian,) = torch.autograd.grad(rows, x, picks, is_grads_batched=True, retain_graph=True)
-        return jacobian
     except RuntimeError:
-        return torch.stack([torch.autograd.grad(rows, x, pick, retain_graph=True)[0] for pick in picks])
+        passes = [torch.autograd.grad(rows, x, pick, retain_graph=True)[0] for pick in picks]
+        jacobian = torch.stack(passes)
+    return jacobian.transpose(0, 1)
 
 
 def _total(values: dict[str, Tensor]) -> Tensor:

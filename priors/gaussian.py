@@ -35,13 +35,15 @@ class GaussianPosePrior(Objective):
 
     name = "pose_prior"
     block = "body_pose"
+    joints = JOINTS
+    latent_size = 6 * JOINTS
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        self.mean, self.whitening = _load(None if weights is None else str(weights))
-        self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+        self.mean, self.factor, self.whitening = _load(None if weights is None else str(weights))
+        self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
-        mean, whitening, _ = self._like(pred.body_pose)
+        mean, _, whitening, _ = self._like(pred.body_pose)
         numbers = geometry.to_6d(pred.body_pose[:, :JOINTS]).flatten(1)
         return Residual(((numbers - mean) @ whitening.mT)[..., None])
 
@@ -51,7 +53,7 @@ class GaussianPosePrior(Objective):
             return None
         pose = pred.body_pose
         people, size = len(pose), 3 * pose.shape[1]
-        _, whitening, precision = self._like(pose)
+        _, _, whitening, precision = self._like(pose)
         each = geometry.to_6d_jacobian(pose[:, :JOINTS])
         pulled = (residual.rows[..., 0] @ whitening).view(people, JOINTS, 6, 1)
         # (B, 126, 63): precision times the block-diagonal derivative of the 6D numbers
@@ -62,21 +64,37 @@ class GaussianPosePrior(Objective):
         hessian[:, : 3 * JOINTS, : 3 * JOINTS] = self.weight * rows.reshape(people, 3 * JOINTS, 3 * JOINTS)
         return gradient, hessian
 
+    def encode(self, numbers: Float[Tensor, "B J 6"]) -> Float[Tensor, "B L"]:
+        """Whitened 6D numbers: unit normal where the poses are those of the prior (`coordinates.Latent`)."""
+        mean, _, whitening, _ = self._like(numbers)
+        return (numbers.flatten(1) - mean) @ whitening.mT
+
+    def decode(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 6"]:
+        """6D numbers of whitened ones."""
+        mean, factor, _, _ = self._like(latent)
+        return (mean + latent @ factor.mT).unflatten(1, (JOINTS, 6))
+
+    def decode_jacobian(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 6 L"]:
+        """Derivative of `decode`, the same everywhere."""
+        _, factor, _, _ = self._like(latent)
+        return factor.unflatten(0, (JOINTS, 6)).expand(len(latent), -1, -1, -1)
+
     def mean_pose(self) -> Float[Tensor, "21 3 3"]:
         """The mean as rotations: arms down, knees and elbows slightly bent."""
         return geometry.from_6d(self.mean.view(JOINTS, 6))
 
-    def _like(self, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, whitening, and precision as `(21, 126, 6)` columns by joint."""
+    def _like(self, other: Tensor) -> tuple[Tensor, ...]:
+        """Mean, factor of the covariance, whitening, and precision as `(21, 126, 6)` columns by joint."""
         key = (other.dtype, other.device)
         if key not in self._moved:
             precision = (self.whitening.mT @ self.whitening).view(-1, JOINTS, 6).transpose(0, 1)
-            self._moved[key] = self.mean.to(other), self.whitening.to(other), precision.contiguous().to(other)
+            tables = (self.mean, self.factor, self.whitening, precision.contiguous())
+            self._moved[key] = tuple(table.to(other) for table in tables)
         return self._moved[key]
 
 
 @cache
-def _load(path: str | None) -> tuple[Tensor, Tensor]:
+def _load(path: str | None) -> tuple[Tensor, Tensor, Tensor]:
     if path is None:
         raw = files("fitkit.priors.data").joinpath("gaussian.safetensors").read_bytes()
     else:
@@ -89,7 +107,7 @@ def _load(path: str | None) -> tuple[Tensor, Tensor]:
             raise ValueError(f"pose prior {path or '(shipped)'}: {name} has shape {got}, expected {shape}")
     factor = torch.linalg.cholesky(tensors["covariance"].double())
     eye = torch.eye(len(factor), dtype=factor.dtype)
-    return tensors["mean"].double(), torch.linalg.solve_triangular(factor, eye, upper=False)
+    return tensors["mean"].double(), factor, torch.linalg.solve_triangular(factor, eye, upper=False)
 
 
 def fit_gaussian(rotations: Float[np.ndarray, "N 21 3 3"], noise: float = NOISE) -> dict[str, Tensor]:

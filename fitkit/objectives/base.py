@@ -65,13 +65,23 @@ class Objective(ABC):
         return None
 
     def normal(
-        self, residual: Residual, jacobian: Float[Tensor, "B N d D"]
+        self, residual: Residual, jacobian: Float[Tensor, "B N d D"], triggs: bool = False
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D D"]]:
-        """Gradient and Gauss-Newton matrix of the value, from rows and their derivatives."""
-        weight = row_weights(self, residual).repeat_interleave(residual.rows.shape[-1], 1)
+        """Gradient and Gauss-Newton matrix of the value, from rows and their derivatives.
+
+        Args:
+            residual: rows.
+            jacobian: of the rows.
+            triggs: whether the kernel's own curvature enters (see `Problem.linearize`).
+        """
+        weight = row_weights(self, residual)
         flat = jacobian.flatten(1, 2)
-        weighted = (flat * weight[..., None]).mT
-        return (weighted @ residual.rows.flatten(1)[..., None])[..., 0], weighted @ flat
+        weighted = (flat * weight.repeat_interleave(residual.rows.shape[-1], 1)[..., None]).mT
+        gradient, hessian = (weighted @ residual.rows.flatten(1)[..., None])[..., 0], weighted @ flat
+        if triggs and self.kernel is not None:
+            along = (residual.rows[..., None] * jacobian).sum(2)
+            hessian = hessian + (along * _bend(self.kernel, residual, weight)[..., None]).mT @ along
+        return gradient, hessian
 
     def closed_normal(
         self, pred: Prediction, residual: Residual
@@ -239,7 +249,7 @@ def as_residual(name: str, value: Any, people: int) -> Residual:
     exact gradient.
 
     Raises:
-        ValueError: a result of another shape, or a negative energy.
+        ValueError: a result of another shape.
     """
     rows = value.rows if isinstance(value, Residual) else value
     dimensions = (3,) if isinstance(value, Residual) else (1, 2, 3)
@@ -255,11 +265,9 @@ def as_residual(name: str, value: Any, people: int) -> Residual:
             raise ValueError(f"objective {name}: weights of shape {got} for rows that need {expected}")
         return value
     if rows.ndim == 1:
-        if bool((rows < 0).any()):
-            raise ValueError(
-                f"objective {name}: an energy of {float(rows.min()):g}, expected none below zero"
-            )
-        return Residual((2 * rows.clamp_min(1e-24)).sqrt()[:, None, None])
+        # An energy below zero has no root: that person's objective counts as not finite, the others go on.
+        energy = torch.where(rows < 0, torch.full_like(rows, torch.nan), rows)
+        return Residual((2 * energy.clamp_min(1e-24)).sqrt()[:, None, None])
     return Residual(rows if rows.ndim == 3 else rows[..., None])
 
 
@@ -279,3 +287,29 @@ def row_weights(term: Objective, residual: Residual) -> Float[Tensor, "B N"]:
     if residual.weight is not None:
         slope = slope * residual.weight
     return term.weight * slope
+
+
+def folded(term: Objective, residual: Residual) -> Float[Tensor, "B N d"]:
+    """Rows scaled so that half of their squares sum to the value: `r * sqrt(weight * w_n * rho(|r|^2) / |r|^2)`."""
+    square = (residual.rows * residual.rows).sum(-1)
+    scale = torch.full_like(square, term.weight)
+    if term.kernel is not None:
+        # rho(s) ~ s at zero, where the quotient and its derivative are taken as they are nearby.
+        safe = square.clamp_min(1e-12)
+        scale = scale * term.kernel.cost(safe) / safe
+    if residual.weight is not None:
+        scale = scale * residual.weight
+    positive = scale > 0
+    root = torch.where(positive, scale, torch.ones_like(scale)).sqrt() * positive
+    return residual.rows * root[..., None]
+
+
+def _bend(kernel: Kernel, residual: Residual, weight: Tensor) -> Tensor:
+    """`(B, N)` what the kernel's curvature adds along each row, `2 w rho''`.
+
+    Along the row it would make the matrix negative as soon as rho' + 2 s rho'' < 0, so it stops just above zero.
+    """
+    square = (residual.rows * residual.rows).sum(-1)
+    slope = kernel.slope(square)
+    bend = 2 * kernel.bend(square) / slope.clamp_min(1e-12)
+    return weight * torch.maximum(bend, -0.9 / square.clamp_min(1e-12))

@@ -39,6 +39,10 @@ class Kernel(ABC):
     def slope(self, square: Tensor) -> Tensor:
         """rho'(s): the weight of the row in iteratively reweighted least squares."""
 
+    @abstractmethod
+    def bend(self, square: Tensor) -> Tensor:
+        """rho''(s)."""
+
 
 @dataclass(frozen=True)
 class GMoF(Kernel):
@@ -52,6 +56,10 @@ class GMoF(Kernel):
         scale = self.width**2
         return (scale / (scale + square)) ** 2
 
+    def bend(self, square: Tensor) -> Tensor:
+        scale = self.width**2
+        return -2 * scale**2 / (scale + square) ** 3
+
 
 @dataclass(frozen=True)
 class Huber(Kernel):
@@ -64,6 +72,9 @@ class Huber(Kernel):
     def slope(self, square: Tensor) -> Tensor:
         return self.width / square.clamp_min(self.width**2).sqrt()
 
+    def bend(self, square: Tensor) -> Tensor:
+        return -0.5 * self.width * square.clamp_min(self.width**2) ** -1.5 * (square > self.width**2)
+
 
 @dataclass(frozen=True)
 class L1(Kernel):
@@ -74,3 +85,6 @@ class L1(Kernel):
 
     def slope(self, square: Tensor) -> Tensor:
         return self.width / (square + self.width**2).sqrt()
+
+    def bend(self, square: Tensor) -> Tensor:
+        return -0.5 * self.width * (square + self.width**2) ** -1.5
