@@ -10,9 +10,9 @@ from fitkit.keypoints import Keypoints, Keypoints3D, get_set
 from fitkit.objectives import Objective, objective
 from fitkit.observation import Observation
 from fitkit.problem import Problem
-from fitkit.registry import get_solver, register_solver, solver_names
+from fitkit.registry import chain, get_solver, register_solver, solver_names
 from fitkit.result import FitError, FitResult
-from fitkit.solve import Outcome, Solver, Stage, Status
+from fitkit.solve import Chain, Outcome, Solver, Stage, Status
 from fitkit.state import State
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "BodyModel",
     "Camera",
+    "Chain",
     "FitError",
     "FitResult",
     "Keypoints",
@@ -58,6 +59,7 @@ __all__ = [
     "State",
     "Status",
     "__version__",
+    "chain",
     "concatenate",
     "default_objective",
     "fit",

@@ -125,7 +125,12 @@ def _fit_parser() -> Parser:
 
     out = "folder for the files, made if missing; each of several photos gets its own in it (default: %(default)s)"
     add("--out", out, "DIR", default="fitkit-out")
-    add("--solver", f"{', '.join(solver_names())} (default: %(default)s)", "NAME", default="lm")
+    add(
+        "--solver",
+        f"{', '.join(solver_names())}, or a chain such as lm+lbfgs (default: %(default)s)",
+        "NAME",
+        default="lm",
+    )
     who = "all, largest, or the number of one person, largest first from 0 (default: %(default)s)"
     add("--people", who, "WHO", default="all", type=_people)
     box = "a person to look at, corner and size in pixels, instead of searching the photo; repeatable"

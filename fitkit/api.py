@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +24,8 @@ from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
 from fitkit.result import FitResult
-from fitkit.solve import Outcome, Solver, Stage, solve
+from fitkit.solve import Chain, Outcome, Solver, Stage, solve
+from fitkit.state import State
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -67,8 +68,11 @@ def default_stages(steps: int) -> tuple[Stage, ...]:
 def fit(
     source: str | Path | np.ndarray | PIL.Image.Image | Photo | Observation,
     *,
-    solver: str | Solver = "lm",
+    solver: str | Solver | Chain = "lm",
     objective: Objective | None = None,
+    stages: Sequence[Stage] | None = None,
+    start: State | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
     body: BodyModel | str | Path | None = None,
     people: Literal["all", "largest"] | int = "all",
     boxes: np.ndarray | Tensor | None = None,
@@ -78,13 +82,18 @@ def fit(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
     on_step: Callable[[int, str], None] | None = None,
+    max_seconds: float | None = None,
 ) -> FitResult:
     """Fit 3D bodies to the people in a photo.
 
     Args:
         source: a photo (file, `(H, W, 3)` RGB array, Pillow image), or what was observed in one.
-        solver: by name (`fitkit.solver_names()`), or one with settings of its own.
+        solver: by name (`fitkit.solver_names()`), several as a chain (`"lm+lbfgs"`), or one with settings of its own.
         objective: what is lowered; `default_objective()` of what was observed otherwise.
+        stages: schedule of the (first) solver; its own or `default_stages` otherwise.
+        start: `(B)` bodies to start from, one per person, such as `result.state` of an earlier fit; several poses of
+            the prior's mean otherwise. Parts that it has (hands, jaw, expression) are fitted too.
+        bounds: of blocks of the State (see `Problem`): `{"betas": (-3, 3)}`.
         body: a model, or a file of SMPL, SMPL+H or SMPL-X; the embedded open body otherwise.
         people: "all", the "largest", or the number of one as "all" numbers them.
         boxes: `(N, 4)` x, y, w, h in pixels: people to look at instead of searching for them.
@@ -94,6 +103,7 @@ def fit(
         device: such as "cuda"; the CPU otherwise.
         dtype: of the solve.
         on_step: called with (step, stage) as the solver goes.
+        max_seconds: wall clock after which the solver stops where it is.
 
     Returns:
         All people as one batch: found ones largest first, given boxes and keypoints in their own order; an empty
@@ -119,10 +129,16 @@ def fit(
     name = source if isinstance(source, str | Path) else getattr(source, "source", "")
     if len(observation) == 0:
         return _nobody(model, observation, objective, chosen.name, str(name))
-    problem = Problem(model, observation, objective)
-    starts = make_starts(model, observation, _start_pose(model))
-    stages = chosen.stages or default_stages(chosen.max_steps)
-    solution = solve(problem, chosen, starts.state, stages, starts.count, starts.hint, starts.kinds, on_step)
+    problem = Problem(model, observation, objective, bounds=bounds or {})
+    first = chosen.solvers[0] if isinstance(chosen, Chain) else chosen
+    if start is not None:
+        given, count, hint, kinds = _given(start, model, len(observation)), 1, None, None
+        stages = stages or (Stage(first.max_steps, name="fine"),)
+    else:
+        starts = make_starts(model, observation, _start_pose(model))
+        given, count, hint, kinds = starts.state, starts.count, starts.hint, starts.kinds
+        stages = stages or first.stages or default_stages(first.max_steps)
+    solution = solve(problem, chosen, given, stages, count, hint, kinds, on_step, max_seconds)
     return FitResult(
         state=solution.state,
         body=model,
@@ -131,6 +147,7 @@ def fit(
         energy=solution.energy,
         status=_status(solution.outcome, observation, model),
         trace=solution.trace,
+        alternatives=solution.alternatives,
         solver=chosen.name,
         seconds=torch.full((len(observation),), solution.seconds / len(observation)),
         source=str(name),
@@ -148,9 +165,9 @@ def _check(
     if not isinstance(objective, Objective | None):
         hint = f": call it, {objective.__name__}(...)" if inspect.isfunction(objective) else ""
         raise ValueError(f"objective is {type(objective).__name__}, expected an Objective{hint}")
-    if not isinstance(solver, str | Solver):
+    if not isinstance(solver, str | Solver | Chain):
         hint = f": make one, {solver.__name__}()" if inspect.isclass(solver) else ""
-        raise ValueError(f"solver is {type(solver).__name__}, expected a name or a Solver{hint}")
+        raise ValueError(f"solver is {type(solver).__name__}, expected a name, a Solver or a Chain{hint}")
     if not isinstance(keypoints, Keypoints | None):
         got = type(keypoints).__name__
         raise ValueError(f"keypoints is {got}, expected Keypoints (see keypoints_from_file)")
@@ -189,6 +206,14 @@ def _body(body: BodyModel | str | Path | None) -> BodyModel:
     if body is None:
         return open_body()
     return body if isinstance(body, BodyModel) else BodyModel(read_smpl(body))
+
+
+def _given(start: State, model: BodyModel, people: int) -> State:
+    """A caller's start on the model's device, in its dtype."""
+    if len(start) != people:
+        raise ValueError(f"start has {len(start)} people, but {people} were observed")
+    model.check(start)
+    return start.to(model.dtype).to(str(model.device))
 
 
 def _start_pose(model: BodyModel) -> Tensor:

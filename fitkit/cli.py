@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fitkit.camera import Camera
     from fitkit.keypoints import Keypoints
     from fitkit.observe import Photo
-    from fitkit.solve import Solver
+    from fitkit.solve import Chain, Solver
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -109,7 +109,7 @@ def fit_photos(options: argparse.Namespace) -> int:
 class _Job:
     """What holds for all photos, checked before the first is read."""
 
-    solver: Solver
+    solver: Solver | Chain
     body: BodyModel | None
     people: People
     boxes: np.ndarray | None

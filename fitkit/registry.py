@@ -7,12 +7,17 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from fitkit.solve import Solver
+from fitkit.solve import Chain, Solver
 
 S = TypeVar("S", bound=type[Solver])
 
 # Written down here too, so that they are found in a checkout that is not installed.
-_OURS = {"lm": "fitkit.solvers.lm:LM", "lbfgs": "fitkit.solvers.lbfgs:LBFGS"}
+_OURS = {
+    "lm": "fitkit.solvers.lm:LM",
+    "lbfgs": "fitkit.solvers.lbfgs:LBFGS",
+    "bfgs": "fitkit.solvers.bfgs:BFGS",
+    "adam": "fitkit.solvers.adam:Adam",
+}
 _registered: dict[str, Callable[[], Solver]] = {}
 
 
@@ -24,6 +29,8 @@ def register_solver(name: str) -> Callable[[S], S]:
     Raises:
         ValueError: the name is taken.
     """
+    if "+" in name:
+        raise ValueError(f"a solver named {name!r}: + joins the solvers of a chain")
     if name in _OURS or name in _registered:
         raise ValueError(f"a solver named {name!r} exists already")
 
@@ -40,12 +47,25 @@ def solver_names() -> list[str]:
     return sorted({*_OURS, *_registered, *installed})
 
 
-def get_solver(name: str) -> Solver:
-    """A solver with its default settings.
+def chain(*solvers: str | Solver) -> Chain:
+    """Solvers one after another, each from where the last one stopped: `chain("lm", LBFGS(50))`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return Chain(tuple(_one(each) if isinstance(each, str) else each for each in solvers))
+
+
+def get_solver(name: str) -> Solver | Chain:
+    """A solver with its default settings, or a chain of them: `"lm"`, `"lm+lbfgs"`.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
     """
+    return chain(*name.split("+")) if "+" in name else _one(name)
+
+
+def _one(name: str) -> Solver:
     if name in _registered:
         return _registered[name]()
     if name in _OURS:

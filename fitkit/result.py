@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fitkit._select import Index, as_index
+from fitkit.alternatives import Alternatives
 from fitkit.body.model import BodyModel
 from fitkit.observation import Observation
-from fitkit.solve import Outcome, Trace
+from fitkit.solve import Outcome
 from fitkit.state import State
+from fitkit.trace import Trace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,6 +45,7 @@ class FitResult:
         energy: `(B,)` their sum.
         status: why each person's fit stopped.
         trace: step by step.
+        alternatives: where the starts that lost ended; None where nothing was solved.
         solver: name.
         seconds: `(B,)` wall clock of the solve, shared out over the people of the batch.
         source: what was fitted, for the reports.
@@ -56,6 +61,7 @@ class FitResult:
     solver: str
     seconds: Float[Tensor, " B"]
     source: str = field(default="")
+    alternatives: Alternatives | None = None
 
     def __len__(self) -> int:
         return len(self.status)
@@ -76,6 +82,7 @@ class FitResult:
             status=tuple(self.status[row] for row in rows.tolist()),
             trace=None if self.trace is None else self.trace.select(rows),
             seconds=self.seconds[rows],
+            alternatives=None if self.alternatives is None else self.alternatives.select(rows),
         )
 
     def __iter__(self) -> Iterator[FitResult]:
@@ -94,10 +101,34 @@ class FitResult:
 
     def raise_if_failed(self) -> FitResult:
         """This result, or a FitError that says who failed and why."""
-        failed = [f"person {i}: {status.message}" for i, status in enumerate(self.status) if status.failed]
+        failed = [
+            f"person {i}: {status.message}{self._culprits(i)}"
+            for i, status in enumerate(self.status)
+            if status.failed
+        ]
         if failed:
             raise FitError("; ".join(failed), self)
         return self
+
+    def _culprits(self, person: int) -> str:
+        """The terms without a finite value, in brackets."""
+        names = [name for name, value in self.values.items() if not math.isfinite(float(value[person]))]
+        return f" ({', '.join(names)})" if names else ""
+
+    @cached_property
+    def runner_up(self) -> tuple[State, Float[Tensor, " B"]]:
+        """The best answer that is another pose, and how much higher its energy is: how clear the decision was.
+
+        See `Alternatives.runner_up`; below about 1 the photo did not decide, and the other state deserves a look.
+        """
+        if self.alternatives is None:
+            return self.state, torch.full_like(self.energy, torch.inf)
+        return self.alternatives.runner_up(self.body, self.state, self.energy)
+
+    @property
+    def margin(self) -> Float[Tensor, " B"]:
+        """Energy of the runner-up above the best, infinite where no other pose was found."""
+        return self.runner_up[1]
 
     def vertices(self) -> Float[Tensor, "B V 3"]:
         """The surfaces, metres, camera frame."""

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from fitkit._select import Rows, choose
-from fitkit.coordinates import retract
-from fitkit.problem import Linearization, Problem
-from fitkit.solve import Outcome, Solver, Status
+from fitkit.coordinates import Coordinates
+from fitkit.problem import Problem
+from fitkit.solve import Iterative, Outcome, Status
 from fitkit.state import State
 
 
 @dataclass(frozen=True)
 class LMMemory(Rows):
-    """Damping and the linearisation at the current state, one row per person."""
+    """Damping, what it scales, and the linearisation at the state in the chart there, one row per person."""
 
     damping: Tensor
+    scale: Tensor
     hessian: Tensor
     gradient: Tensor
     energy: Tensor
@@ -28,55 +29,119 @@ class LMMemory(Rows):
         return len(self.damping)
 
 
-class LM(Solver):
+class LM(Iterative):
     """Levenberg (1944), Marquardt (1963): Gauss-Newton steps, damped until they lower the objective.
 
-    Robust kernels enter by iteratively reweighted least squares; a step is taken only where the true objective
-    falls, so the energy never rises. Rotations move by `R exp(w)`.
+    Robust kernels enter by iteratively reweighted least squares, or with their curvature; a step is taken only
+    where the true objective falls, so the energy never rises. Every step has a chart of its own, at the state
+    where it starts; in the rotation tangent that is `R exp(w)`.
 
     Args:
         max_steps: of a run without a schedule.
         tolerance: relative fall of the energy below which a person is done.
         damping: at the start, relative to the diagonal.
+        triggs: whether the curvature of robust kernels enters (see `Problem.linearize`).
+        gradient_tolerance: see `Iterative`.
+        step_tolerance: see `Iterative`.
     """
 
     name = "lm"
 
-    def __init__(self, max_steps: int = 30, tolerance: float = 3e-4, damping: float = 1e-3) -> None:
-        self.max_steps, self.tolerance, self.damping = max_steps, tolerance, damping
+    def __init__(
+        self,
+        max_steps: int = 30,
+        tolerance: float = 3e-4,
+        damping: float = 1e-3,
+        triggs: bool = False,
+        gradient_tolerance: float = 1e-9,
+        step_tolerance: float = 1e-9,
+    ) -> None:
+        super().__init__(max_steps, tolerance, gradient_tolerance, step_tolerance)
+        self.damping, self.triggs = damping, triggs
 
     def init(self, problem: Problem, state: State) -> tuple[LMMemory, Status]:
-        here = problem.linearize(state)
-        damping = torch.full_like(here.energy, self.damping)
-        outcome = torch.where(torch.isfinite(here.energy), Outcome.RUNNING, Outcome.NOT_FINITE)
-        memory = _memory(here, damping)
+        memory = self._linearize(problem, state)
+        free, _ = _held(problem, problem.chart(state), memory)
+        outcome = self._outcome_at_start(memory.energy, free.gradient)
         return memory, Status(outcome, memory.energy, memory.values)
 
     def step(self, problem: Problem, state: State, memory: LMMemory) -> tuple[State, LMMemory, Status]:
-        delta = _damped_step(memory)
-        promised = -0.5 * (memory.gradient * delta).sum(1) / memory.energy.clamp_min(1e-12)
-        there = retract(state, delta, problem.free_blocks(state))
-        tried = problem.linearize(there)
+        chart = problem.chart(state)
+        free, x = _held(problem, chart, memory)
+        delta = _damped_step(free)
+        if x is not None:
+            low, high = problem.limits(chart)
+            delta = (x + delta).clamp(low, high) - x
+        promised = -0.5 * (free.gradient * delta).sum(1)
+        there = chart.moved(delta)
+        tried = self._linearize(problem, there)
         lower = tried.energy < memory.energy  # False where it is not finite
-        fall = (memory.energy - tried.energy) / memory.energy.clamp_min(1e-12)
         damping = torch.where(lower, memory.damping * 0.3, memory.damping * 4).clamp(1e-9, 1e8)
+        outcome = self._outcome(memory, tried, delta, promised, free.gradient, lower, damping)
         state = choose(lower, there, state)
-        memory = choose(lower, _memory(tried, damping), replace(memory, damping=damping))
-        done = torch.where(lower, fall < self.tolerance, promised < 0.1 * self.tolerance)
-        outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
-        outcome = torch.where(~lower & (damping > 1e6), Outcome.STALLED, outcome)
+        memory = choose(lower, replace(tried, damping=damping), replace(memory, damping=damping))
         return state, memory, Status(outcome, memory.energy, memory.values)
+
+    def _outcome(
+        self,
+        memory: LMMemory,
+        tried: LMMemory,
+        delta: Tensor,
+        promised: Tensor,
+        gradient: Tensor,
+        lower: Tensor,
+        damping: Tensor,
+    ) -> Tensor:
+        done = self._done(memory.energy - tried.energy, memory.energy, tried.gradient, delta)
+        # A step that was refused says the same by what it promised, as long as damping has not made it small.
+        flat = (promised <= 0.1 * self.tolerance * memory.energy.abs()) | (
+            gradient.abs().amax(1) <= self.gradient_tolerance
+        )
+        done = torch.where(lower, done, flat & (damping < 1))
+        outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
+        finite = torch.isfinite(tried.energy)
+        stuck = torch.where(finite, Outcome.STALLED, Outcome.NOT_FINITE_NEARBY)
+        outcome = torch.where(~lower & ~done & (flat | (damping > 1e6)), stuck, outcome)
+        broken = lower & ~torch.isfinite(tried.gradient).all(1)
+        return torch.where(broken, Outcome.NOT_FINITE, outcome)
+
+    def _linearize(self, problem: Problem, state: State) -> LMMemory:
+        here = problem.linearize(state, self.triggs)
+        gradient, hessian = here.gradient, here.hessian
+        chart = problem.chart(state)
+        turn = chart.differential()
+        if turn is not None:
+            gradient, hessian = (turn.mT @ gradient[..., None])[..., 0], turn.mT @ hessian @ turn
+        scale = hessian.diagonal(dim1=1, dim2=2)
+        if turn is not None:
+            # More numbers than degrees of freedom: one that hardly turns anything would be damped hardly at all and
+            # run away, so the numbers of a block are damped alike.
+            means = [
+                scale[:, block].mean(1, keepdim=True).expand_as(scale[:, block])
+                for block in chart.blocks.values()
+            ]
+            scale = torch.cat(means, 1)
+        values = torch.stack(list(here.values.values()), 1)
+        damping = torch.full_like(here.energy, self.damping)
+        return LMMemory(damping, scale, hessian, gradient, here.energy, values)
+
+
+def _held(problem: Problem, chart: Coordinates, memory: LMMemory) -> tuple[LMMemory, Tensor | None]:
+    """The linearisation without what a bound holds back, and the x that the bounds are about (None: no bounds)."""
+    if not problem.bounds:
+        return memory, None
+    x = chart.encode(chart.reference)
+    low, high = problem.limits(chart)
+    held = ((x <= low) & (memory.gradient > 0)) | ((x >= high) & (memory.gradient < 0))
+    apart = held[:, :, None] | held[:, None]
+    hessian = memory.hessian.masked_fill(apart, 0) + torch.diag_embed(held.to(x.dtype))
+    return replace(memory, gradient=memory.gradient.masked_fill(held, 0), hessian=hessian), x
 
 
 def _damped_step(memory: LMMemory) -> Tensor:
-    diagonal = memory.hessian.diagonal(dim1=1, dim2=2)
     # The floor keeps columns that nothing observes (a hidden wrist without a prior) solvable and still.
-    damped = memory.hessian + torch.diag_embed(memory.damping[:, None] * diagonal + 1e-6)
+    damped = memory.hessian + torch.diag_embed(memory.damping[:, None] * memory.scale + 1e-6)
     factor, _ = torch.linalg.cholesky_ex(damped)
     delta = -torch.cholesky_solve(memory.gradient[..., None], factor)[..., 0]
+    # Where rounding left no factor, a step that cannot help raises the damping.
     return torch.where(torch.isfinite(delta), delta, torch.zeros_like(delta))
-
-
-def _memory(here: Linearization, damping: Tensor) -> LMMemory:
-    values = torch.stack(list(here.values.values()), 1)
-    return LMMemory(damping, here.hessian, here.gradient, here.energy, values)

@@ -189,8 +189,10 @@ def test_negative_energies_are_named_not_swallowed(people: MakePeople) -> None:
         return -pred.joint("head")[:, 2]
 
     _, observation = people(1)
-    with pytest.raises(ValueError, match=r"sinks.*below zero"):
-        fitkit.fit(observation, objective=Keypoints2D() + sinks())
+    result = fitkit.fit(observation, objective=Keypoints2D() + sinks())
+    assert result.status == (fitkit.Outcome.NOT_FINITE,)
+    with pytest.raises(fitkit.FitError, match=r"negative \(sinks\)"):
+        result.raise_if_failed()
 
 
 def test_a_term_that_reads_nothing_free_leaves_everything_where_it_is(people: MakePeople) -> None:

@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"prediction"}),
     frozenset({"objectives"}),
     frozenset({"problem"}),
+    frozenset({"alternatives", "trace", "jumps"}),
     frozenset({"solve"}),
     frozenset({"registry", "result"}),
     frozenset({"priors", "solvers"}),

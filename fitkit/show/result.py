@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,7 @@ def _person(number: int, person: FitResult) -> dict[str, Any]:
     box, score = person.observation.box, person.observation.score
     points, joints = person.keypoints_2d("coco17")[0], person.keypoints("h36m17")[0]
     energy = {name: float(value[0]) for name, value in person.values.items()}
+    margin = float(person.margin[0])
     observed = None
     if seen is not None:
         observed = {
@@ -140,6 +142,7 @@ def _person(number: int, person: FitResult) -> dict[str, Any]:
         "solver": person.solver,
         "body": person.body.name,
         "energy": {**energy, "total": float(person.energy[0])},
+        "margin": margin if math.isfinite(margin) else None,
         "readout": {name: float(value[0]) for name, value in person.body.readout(person.state).items()},
         "keypoints_observed": observed,
         "keypoints_2d": points.tolist(),
@@ -166,6 +169,9 @@ def _summary(person: FitResult) -> dict[str, object]:
         **summary,
         "depth (m)": float(person.state.transl[0, 2]),
         "energy": float(person.energy[0]),
+        "next best pose": f"+{float(person.margin[0]):.3g}"
+        if math.isfinite(float(person.margin[0]))
+        else "none found",
         **terms,
     }
 

@@ -1,0 +1,80 @@
+"""BFGS with a dense inverse Hessian for every person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fitkit.solvers.line_search import Curvature, QuasiNewton, curved
+
+
+@dataclass(frozen=True)
+class InverseHessian(Curvature):
+    """What is believed of the inverse Hessian of each person.
+
+    Attributes:
+        matrix: `(B, D, D)`.
+        identity: `(B,)` whether it still is that.
+    """
+
+    matrix: Tensor
+    identity: Tensor
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+    @property
+    def fresh(self) -> Tensor:
+        return self.identity
+
+    def updated(self, step: Tensor, change: Tensor, where: Tensor) -> InverseHessian:
+        product, useful = curved(step, change, where)
+        # Before the first update the identity takes the size of the curvature seen (Nocedal & Wright, 6.20).
+        size = product / change.square().sum(1).clamp_min(1e-30)
+        matrix = self.matrix * torch.where(useful & self.identity, size, 1.0)[:, None, None]
+        moved = (matrix @ change[..., None])[..., 0]
+        weight = torch.where(useful, 1 / product, 0.0)
+        along = weight * (1 + weight * (change * moved).sum(1))
+        cross = (weight[:, None] * step)[:, :, None] * moved[:, None]
+        matrix = matrix + along[:, None, None] * step[:, :, None] * step[:, None] - cross - cross.mT
+        return InverseHessian(matrix, self.identity & ~useful)
+
+    def forgotten(self, where: Tensor) -> InverseHessian:
+        eye = torch.eye(self.matrix.shape[1], dtype=self.matrix.dtype, device=self.matrix.device)
+        return InverseHessian(torch.where(where[:, None, None], eye, self.matrix), self.identity | where)
+
+    def newton(self, gradient: Tensor) -> Tensor:
+        return (self.matrix @ gradient[..., None])[..., 0]
+
+
+class BFGS(QuasiNewton):
+    """Broyden, Fletcher, Goldfarb, Shanno (1970), Nocedal & Wright (2006), algorithm 6.1.
+
+    The baseline of HUND (figures 3 and 4), for a batch: every person has an inverse Hessian and a line search of
+    their own.
+
+    Args:
+        max_steps: evaluations of a run without a schedule.
+        tolerance: relative fall of the energy below which a person is done.
+        max_tries: evaluations on one line.
+        gradient_tolerance: see `Iterative`.
+        step_tolerance: see `Iterative`.
+    """
+
+    name = "bfgs"
+
+    def __init__(
+        self,
+        max_steps: int = 200,
+        tolerance: float = 1e-6,
+        max_tries: int = 20,
+        gradient_tolerance: float = 1e-7,
+        step_tolerance: float = 1e-9,
+    ) -> None:
+        super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance)
+
+    def _ignorance(self, x: Tensor) -> InverseHessian:
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+        return InverseHessian(eye, torch.ones_like(x[:, 0], dtype=torch.bool))
