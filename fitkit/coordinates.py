@@ -63,10 +63,8 @@ class Coordinates(ABC):
 
     def decode(self, x: Float[Tensor, "B D"]) -> State:
         """The state at x; frozen blocks are those of the reference."""
-        changed = {}
-        for name, block in self.blocks.items():
-            values = x[:, block]
-            changed[name] = self._rotation(name, values) if name in ROTATIONS else values
+        changed = self._rotations(x)
+        changed.update({name: x[:, block] for name, block in self.blocks.items() if name not in ROTATIONS})
         return replace(self.reference, **changed)
 
     def moved(self, delta: Float[Tensor, "B D"]) -> State:
@@ -97,7 +95,7 @@ class Coordinates(ABC):
     def _numbers(self, name: str, rotations: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def _rotation(self, name: str, values: Tensor) -> Tensor: ...
+    def _rotations(self, x: Tensor) -> dict[str, Tensor]: ...
 
     @abstractmethod
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor: ...
@@ -121,10 +119,8 @@ class Tangent(Coordinates):
         turned: Tensor = roma.rotmat_to_rotvec(getattr(self.reference, name).mT @ rotations)
         return turned.flatten(1)
 
-    def _rotation(self, name: str, values: Tensor) -> Tensor:
-        turn = geometry.exp(values.unflatten(1, (-1, 3)))
-        reference: Tensor = getattr(self.reference, name)
-        return reference @ turn
+    def _rotations(self, x: Tensor) -> dict[str, Tensor]:
+        return _turned(self.reference, x, self.blocks)
 
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
         return torch.eye(3 * rotations.shape[1], dtype=rotations.dtype, device=rotations.device)
@@ -138,8 +134,9 @@ class SixD(Coordinates):
     def _numbers(self, name: str, rotations: Tensor) -> Tensor:
         return geometry.to_6d(rotations).flatten(1)
 
-    def _rotation(self, name: str, values: Tensor) -> Tensor:
-        return geometry.from_6d(values.unflatten(1, (-1, 6)))
+    def _rotations(self, x: Tensor) -> dict[str, Tensor]:
+        names = [name for name in self.blocks if name in ROTATIONS]
+        return {name: geometry.from_6d(x[:, self.blocks[name]].unflatten(1, (-1, 6))) for name in names}
 
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
         return _block_diagonal(geometry.from_6d_jacobian(rotations))
@@ -212,13 +209,17 @@ class Latent(Tangent):
         rest = roma.rotmat_to_rotvec(self.reference.body_pose[:, known:].mT @ rotations[:, known:])
         return torch.cat([latent, rest.flatten(1)], 1)
 
-    def _rotation(self, name: str, values: Tensor) -> Tensor:
-        if name != "body_pose":
-            return super()._rotation(name, values)
-        latent, rest = values[:, : self.prior.latent_size], values[:, self.prior.latent_size :]
-        pose = geometry.from_6d(self.prior.decode(latent))
-        others = self.reference.body_pose[:, self.prior.joints :] @ geometry.exp(rest.unflatten(1, (-1, 3)))
-        return torch.cat([pose, others], 1)
+    def _rotations(self, x: Tensor) -> dict[str, Tensor]:
+        if "body_pose" not in self.blocks:
+            return super()._rotations(x)
+        # The latent makes room for what it stands for: no turn of the joints that it knows.
+        pose, known, size = self.blocks["body_pose"], self.prior.joints, self.prior.latent_size
+        still = x.new_zeros(len(x), 3 * known)
+        plain = torch.cat([x[:, : pose.start], still, x[:, pose.start + size :]], 1)
+        changed = _turned(self.reference, plain, Tangent(self.reference, self.free).blocks)
+        latent = self.prior.decode(x[:, pose.start : pose.start + size])
+        changed["body_pose"] = torch.cat([geometry.from_6d(latent), changed["body_pose"][:, known:]], 1)
+        return changed
 
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
         if name != "body_pose":
@@ -256,17 +257,24 @@ def retract(state: State, delta: Tensor, blocks: dict[str, slice], trust: float 
         blocks: of a `Tangent`.
         trust: radians that no joint may turn by in one step; a longer turn is a linearisation out of its range.
     """
-    changed: dict[str, Tensor] = {}
-    turning = [name for name in blocks if name in ROTATIONS]
-    if turning:
-        # Rotations are the first columns, side by side: one exponential turns them all.
-        old = torch.cat([getattr(state, name) for name in turning], 1)
-        turn = delta[:, : 3 * old.shape[1]].unflatten(1, (-1, 3))
-        angle = torch.linalg.vector_norm(turn, dim=-1, keepdim=True)
-        new = old @ geometry.exp(turn * (trust / angle.clamp_min(trust)))
-        counts = [getattr(state, name).shape[1] for name in turning]
-        changed.update(zip(turning, new.split(counts, 1), strict=True))
+    changed = _turned(state, delta, blocks, trust)
     for name, block in blocks.items():
         if name not in ROTATIONS:
             changed[name] = getattr(state, name) + delta[:, block]
     return replace(state, **changed)
+
+
+def _turned(
+    state: State, delta: Tensor, blocks: dict[str, slice], trust: float | None = None
+) -> dict[str, Tensor]:
+    """The rotations of a state, turned by tangent columns."""
+    turning = [name for name in blocks if name in ROTATIONS]
+    if not turning:
+        return {}
+    # Rotations are the first columns, side by side: one exponential turns them all.
+    old = torch.cat([getattr(state, name) for name in turning], 1)
+    turn = delta[:, : 3 * old.shape[1]].unflatten(1, (-1, 3))
+    if trust is not None:
+        turn = turn * (trust / torch.linalg.vector_norm(turn, dim=-1, keepdim=True).clamp_min(trust))
+    counts = [getattr(state, name).shape[1] for name in turning]
+    return dict(zip(turning, (old @ geometry.exp(turn)).split(counts, 1), strict=True))

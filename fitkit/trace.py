@@ -49,6 +49,7 @@ class Recorder:
         self.records: list[tuple[int, float, str, Tensor, Tensor]] = []
         self.energy = like.new_full((len(like),), torch.nan)
         self.values = like.new_full((len(like), len(terms)), torch.nan)
+        self.steps = torch.zeros(len(like), dtype=torch.long, device=like.device)
 
     def add(self, stage: str, names: tuple[str, ...], lanes: Tensor, values: Tensor, energy: Tensor) -> None:
         """One record: `values` `(b, names)` and `energy` `(b,)` of the lanes `(b,)` that are still running."""
@@ -68,7 +69,7 @@ class Recorder:
             (step, seconds, stage, values[lanes], energy[lanes])
             for step, seconds, stage, values, energy in self.records
         ]
-        self.values, self.energy = self.values[lanes], self.energy[lanes]
+        self.values, self.energy, self.steps = self.values[lanes], self.energy[lanes], self.steps[lanes]
 
     def trace(self, lanes: Tensor) -> Trace:
         """The histories of some lanes."""

@@ -67,7 +67,7 @@ class BFGS(QuasiNewton):
 
     def __init__(
         self,
-        max_steps: int = 200,
+        max_steps: int = 300,
         tolerance: float = 1e-6,
         max_tries: int = 20,
         gradient_tolerance: float = 1e-7,

@@ -12,17 +12,15 @@ from fitkit.solvers.line_search import Curvature, QuasiNewton, curved
 
 @dataclass(frozen=True)
 class Pairs(Curvature):
-    """The last m steps and gradient changes of each person.
+    """The last m steps and gradient changes of each person, rows of zeros before there were so many.
 
     Attributes:
         steps, changes: `(B, m, D)`, oldest first.
-        inverse: `(B, m)` one over their product, 0 for a pair that says nothing.
         scale: `(B,)` inverse curvature where no pair knows better.
     """
 
     steps: Tensor
     changes: Tensor
-    inverse: Tensor
     scale: Tensor
 
     def __len__(self) -> int:
@@ -30,39 +28,34 @@ class Pairs(Curvature):
 
     @property
     def fresh(self) -> Tensor:
-        return (self.inverse == 0).all(1)
+        return (self.steps[:, -1] == 0).all(1)
 
     def updated(self, step: Tensor, change: Tensor, where: Tensor) -> Pairs:
         product, useful = curved(step, change, where)
-        inverse = torch.where(useful, 1 / product, 0.0)
-        pushed = replace(
-            self,
-            steps=torch.cat([self.steps[:, 1:], step[:, None]], 1),
-            changes=torch.cat([self.changes[:, 1:], change[:, None]], 1),
-            inverse=torch.cat([self.inverse[:, 1:], inverse[:, None]], 1),
-        )
+        rows = useful[:, None, None]
         return Pairs(
-            torch.where(useful[:, None, None], pushed.steps, self.steps),
-            torch.where(useful[:, None, None], pushed.changes, self.changes),
-            torch.where(useful[:, None], pushed.inverse, self.inverse),
+            torch.where(rows, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps),
+            torch.where(rows, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes),
             torch.where(useful, product / change.square().sum(1).clamp_min(1e-30), self.scale),
         )
 
     def forgotten(self, where: Tensor) -> Pairs:
-        return replace(self, inverse=torch.where(where[:, None], 0.0, self.inverse))
+        rows = where[:, None, None]
+        return replace(self, steps=self.steps.masked_fill(rows, 0), changes=self.changes.masked_fill(rows, 0))
 
     def newton(self, gradient: Tensor) -> Tensor:
-        """The two-loop recursion; pairs with an inverse of zero drop out."""
-        kept = []
-        for pair in reversed(range(self.steps.shape[1])):
-            factor = self.inverse[:, pair] * (self.steps[:, pair] * gradient).sum(1)
-            gradient = gradient - factor[:, None] * self.changes[:, pair]
-            kept.append(factor)
-        gradient = gradient * self.scale[:, None]
-        for pair, factor in zip(range(self.steps.shape[1]), reversed(kept), strict=True):
-            other = self.inverse[:, pair] * (self.changes[:, pair] * gradient).sum(1)
-            gradient = gradient + self.steps[:, pair] * (factor - other)[:, None]
-        return gradient
+        """The two-loop recursion in its compact form, of few products (Byrd, Nocedal & Schnabel 1994, eq. 3.1)."""
+        steps, changes, scale = self.steps, self.changes, self.scale[:, None, None]
+        products = steps @ changes.mT
+        curvature = products.diagonal(dim1=1, dim2=2)
+        # A row that is not there yet has a one in its corner, and drops out.
+        upper = products.triu() + torch.diag_embed((curvature == 0).to(curvature.dtype))
+        along = steps @ gradient[..., None]
+        first = torch.linalg.solve_triangular(upper, along, upper=True)
+        bent = scale * (changes @ (changes.mT @ first - gradient[..., None]))
+        second = torch.linalg.solve_triangular(upper.mT, curvature[..., None] * first + bent, upper=False)
+        moved = scale * (gradient[..., None] - changes.mT @ first) + steps.mT @ second
+        return moved[..., 0]
 
 
 class LBFGS(QuasiNewton):
@@ -97,4 +90,4 @@ class LBFGS(QuasiNewton):
 
     def _ignorance(self, x: Tensor) -> Pairs:
         pairs = x.new_zeros(len(x), self.history, x.shape[1])
-        return Pairs(pairs, pairs, pairs[..., 0], torch.ones_like(x[:, 0]))
+        return Pairs(pairs, pairs, torch.ones_like(x[:, 0]))
