@@ -200,8 +200,8 @@ class Problem:
                 continue
             columns = slice(None) if term.block is None else blocks[term.block]
             slope, curvature = self._normal(term, pred, residual, triggs)
-            gradient[:, columns] += slope
-            hessian[:, columns, columns] += curvature
+            gradient[:, columns].add_(slope)
+            hessian[:, columns, columns].add_(curvature)
         return Linearization(values, _total(values), gradient, hessian)
 
     def _normal(

@@ -72,12 +72,11 @@ class LM(Iterative):
         if x is not None:
             low, high = problem.limits(chart)
             delta = (x + delta).clamp(low, high) - x
-        promised = -0.5 * (free.gradient * delta).sum(1)
         there = chart.moved(delta)
         tried = self._linearize(problem, there)
         lower = tried.energy < memory.energy  # False where it is not finite
         damping = torch.where(lower, memory.damping * 0.3, memory.damping * 4).clamp(1e-9, 1e8)
-        outcome = self._outcome(memory, tried, delta, promised, free.gradient, lower, damping)
+        outcome = self._outcome(memory, tried, delta, free.gradient, lower, damping)
         state = choose(lower, there, state)
         memory = choose(lower, replace(tried, damping=damping), replace(memory, damping=damping))
         return state, memory, Status(outcome, memory.energy, memory.values)
@@ -87,23 +86,22 @@ class LM(Iterative):
         memory: LMMemory,
         tried: LMMemory,
         delta: Tensor,
-        promised: Tensor,
         gradient: Tensor,
         lower: Tensor,
         damping: Tensor,
     ) -> Tensor:
         done = self._done(memory.energy - tried.energy, memory.energy, tried.gradient, delta)
         # A step that was refused says the same by what it promised, as long as damping has not made it small.
-        flat = (promised <= 0.1 * self.tolerance * memory.energy.abs()) | (
-            gradient.abs().amax(1) <= self.gradient_tolerance
+        promised = -0.5 * (gradient * delta).sum(1)
+        flat = promised <= 0.1 * self.tolerance * memory.energy.abs()
+        stuck = ~lower & ((flat & (damping >= 1)) | (damping > 1e6))
+        outcome = torch.zeros_like(lower, dtype=torch.long)
+        outcome.masked_fill_(torch.where(lower, done, flat), Outcome.CONVERGED)
+        outcome.masked_fill_(stuck, Outcome.STALLED)
+        outcome.masked_fill_(
+            (stuck | (flat & ~lower)) & ~torch.isfinite(tried.energy), Outcome.NOT_FINITE_NEARBY
         )
-        done = torch.where(lower, done, flat & (damping < 1))
-        outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
-        finite = torch.isfinite(tried.energy)
-        stuck = torch.where(finite, Outcome.STALLED, Outcome.NOT_FINITE_NEARBY)
-        outcome = torch.where(~lower & ~done & (flat | (damping > 1e6)), stuck, outcome)
-        broken = lower & ~torch.isfinite(tried.gradient).all(1)
-        return torch.where(broken, Outcome.NOT_FINITE, outcome)
+        return outcome.masked_fill_(lower & ~torch.isfinite(tried.gradient).all(1), Outcome.NOT_FINITE)
 
     def _linearize(self, problem: Problem, state: State) -> LMMemory:
         here = problem.linearize(state, self.triggs)

@@ -43,7 +43,7 @@ class Skeleton:
         # n joints takes log2(n) batched products instead of n. Row `count` is the identity above the root.
         jumps, up = [], [parent if parent >= 0 else count for parent in self.parents] + [count]
         while any(joint != count for joint in up[:count]):
-            jumps.append(torch.tensor(up[:count], device=self.rest.device))
+            jumps.append(torch.tensor(up, device=self.rest.device))
             up = [up[joint] for joint in up]
         ancestors = torch.eye(count, dtype=self.rest.dtype)
         for joint, parent in enumerate(self.parents):
@@ -68,11 +68,14 @@ class Skeleton:
         people = len(rotations)
         offsets = (self.rest + shape @ self.rest_dirs[: shape.shape[1]]).view(people, len(self), 3)
         offsets = torch.cat([offsets[:, :1] + transl[:, None], offsets[:, 1:]], 1)
-        top = torch.eye(4, dtype=rotations.dtype, device=rotations.device).expand(people, 1, 4, 4)
-        last = top[..., 3:, :].expand(people, len(self), 1, 4)
+        top = torch.eye(4, dtype=rotations.dtype, device=rotations.device)
+        last = top[3:].expand(people, len(self), 1, 4)
         local = torch.cat([torch.cat([rotations, offsets[..., None]], -1), last], -2)
+        local = torch.cat([local, top.expand(people, 1, 4, 4)], 1)
         for jump in self.jumps:
-            local = torch.cat([local, top], 1)[:, jump] @ local
+            above = local.index_select(1, jump)
+            local = torch.bmm(above.flatten(0, 1), local.flatten(0, 1)).view_as(above)
+        local = local[:, :-1]
         return Posed(local[..., :3, :], rotations, shape)
 
 

@@ -75,9 +75,11 @@ class Objective(ABC):
             triggs: whether the kernel's own curvature enters (see `Problem.linearize`).
         """
         weight = row_weights(self, residual)
-        flat = jacobian.flatten(1, 2)
-        weighted = (flat * weight.repeat_interleave(residual.rows.shape[-1], 1)[..., None]).mT
-        gradient, hessian = (weighted @ residual.rows.flatten(1)[..., None])[..., 0], weighted @ flat
+        people, count, size, unknowns = jacobian.shape
+        flat = jacobian.reshape(people, count * size, unknowns)
+        weighted = (jacobian * weight[..., None, None]).view_as(flat).mT
+        gradient = torch.bmm(weighted, residual.rows.reshape(people, count * size, 1))[..., 0]
+        hessian = torch.bmm(weighted, flat)
         if triggs and self.kernel is not None:
             along = (residual.rows[..., None] * jacobian).sum(2)
             hessian = hessian + (along * _bend(self.kernel, residual, weight)[..., None]).mT @ along
