@@ -16,13 +16,14 @@ demo test bench: export OPENBLAS_NUM_THREADS = 1
 demo test bench: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types wheel bench clean distclean
+.PHONY: help env theseus demo test lint types wheel bench clean distclean
 
 help:
 	@echo 'make demo [PHOTO=file]  fit the people in a photo, write overlay, mesh and report to $(OUT)'
 	@echo 'make test               ruff, mypy and pytest (PYTEST_ARGS="-k camera")'
 	@echo 'make lint, make types   only ruff, only mypy'
 	@echo 'make wheel              build the wheel, install it in an empty environment, use it from there'
+	@echo 'make theseus            the reference solver theseus-lm, into the same environment'
 	@echo 'make bench              every program in benchmarks/, short form'
 	@echo 'make clean, distclean   remove what was built; distclean also removes $(VENV)'
 	@echo 'PYTHON=python3.12 chooses the interpreter of $(VENV): 3.10, 3.11 or 3.12'
@@ -37,6 +38,12 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 env: $(READY)
+
+# A plain `pip install theseus-ai` fails: it asks for a compiler's CHOLMOD, which its dense solvers do without.
+theseus: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check scipy pyyaml -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	  theseus-ai==0.2.3 torchlie==0.1.0 torchkin==0.1.1 urdf-parser-py==0.0.4
 
 $(EXAMPLE): | $(READY)
 	@mkdir -p $(@D)

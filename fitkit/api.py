@@ -59,7 +59,7 @@ def default_stages(steps: int) -> tuple[Stage, ...]:
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
     return (
         Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
-        Stage(max(10, steps // 3), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
+        Stage(max(8, steps // 4), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
         Stage(steps, name="fine"),
     )
 

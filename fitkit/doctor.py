@@ -89,12 +89,13 @@ _OPTIONAL = (
         "needs a CUDA build of torch, and nvcc",
         cuda=True,
     ),
+    _Optional("scipy", "scipy", "reference solvers scipy-*", 'pip install "fitkit-body[scipy]"'),
     _Optional(
         "theseus",
         "theseus-ai",
-        "least-squares back end",
-        "pip install --no-build-isolation --no-deps theseus-ai==0.2.3 torchlie torchkin && "
-        "pip install numpy scipy pytest pybind11 semantic-version urdf-parser-py",
+        "the reference solver theseus-lm",
+        "pip install --no-build-isolation --no-deps theseus-ai==0.2.3 torchlie==0.1.0 torchkin==0.1.1 "
+        "urdf-parser-py==0.0.4 && pip install scipy pyyaml",
         "a plain installation fails in scikit-sparse, which is not needed",
     ),
     _Optional("warp", "warp-lang", "compiled rasteriser kernels", "pip install warp-lang"),
@@ -155,7 +156,7 @@ def _version(distribution: str) -> str | None:
 
 def _core() -> list[Finding]:
     findings = [Finding("python", "ok", f"{platform.python_version()}, {platform.platform()}", needed=True)]
-    for name in ("torch", "numpy", "scipy", "pillow", "trimesh", "matplotlib"):
+    for name in ("torch", "numpy", "pillow", "trimesh", "matplotlib"):
         found = _version(name)
         if found is None:
             findings.append(Finding(name, "missing", "not installed", f"pip install {name}", needed=True))
@@ -256,6 +257,8 @@ def _solvers() -> list[Finding]:
     for name in solver_names():
         try:
             get_solver(name)
+        except ImportError as error:  # a back end whose package is not there
+            findings.append(Finding(f"solver {name}", "missing", _said(error)))
         except Exception as error:  # a solver may come from any installed package
             findings.append(Finding(f"solver {name}", "broken", _said(error)))
         else:

@@ -17,6 +17,10 @@ _OURS = {
     "lbfgs": "fitkit.solvers.lbfgs:LBFGS",
     "bfgs": "fitkit.solvers.bfgs:BFGS",
     "adam": "fitkit.solvers.adam:Adam",
+    "scipy-bfgs": "fitkit.solvers.scipy:ScipyBFGS",
+    "scipy-lbfgsb": "fitkit.solvers.scipy:ScipyLBFGSB",
+    "scipy-least-squares": "fitkit.solvers.scipy:ScipyLeastSquares",
+    "theseus-lm": "fitkit.solvers.theseus:TheseusLM",
 }
 _registered: dict[str, Callable[[], Solver]] = {}
 

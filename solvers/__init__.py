@@ -7,5 +7,7 @@ from fitkit.solvers.adam import Adam
 from fitkit.solvers.bfgs import BFGS
 from fitkit.solvers.lbfgs import LBFGS
 from fitkit.solvers.lm import LM
+from fitkit.solvers.scipy import ScipyBFGS, ScipyLBFGSB, ScipyLeastSquares
+from fitkit.solvers.theseus import TheseusLM
 
-__all__ = ["BFGS", "LBFGS", "LM", "Adam"]
+__all__ = ["BFGS", "LBFGS", "LM", "Adam", "ScipyBFGS", "ScipyLBFGSB", "ScipyLeastSquares", "TheseusLM"]

@@ -50,7 +50,7 @@ class LM(Iterative):
     def __init__(
         self,
         max_steps: int = 30,
-        tolerance: float = 3e-4,
+        tolerance: float = 1e-3,
         damping: float = 1e-3,
         triggs: bool = False,
         gradient_tolerance: float = 1e-9,
