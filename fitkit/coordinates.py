@@ -36,6 +36,10 @@ def _pack(widths: tuple[tuple[str, int], ...], free: tuple[str, ...] | None) -> 
 class Coordinates(ABC):
     """A chart around a reference state: `encode(state) -> x (B, D)` and `decode(x) -> State`.
 
+    Attributes:
+        per_joint: numbers of a rotation.
+        redundant: whether there are more numbers than degrees of freedom.
+
     Args:
         reference: what frozen blocks keep, and where a chart is centred.
         free: names of the blocks that move (State's names); None for all that the reference has.
@@ -45,6 +49,7 @@ class Coordinates(ABC):
     """
 
     per_joint: int
+    redundant: bool
 
     def __init__(self, reference: State, free: Sequence[str] | None = None) -> None:
         self.reference = reference
@@ -105,6 +110,7 @@ class Tangent(Coordinates):
     """Rotation vectors at the reference: `R = R_ref exp(w)`, radians, w = 0 at the reference itself."""
 
     per_joint = 3
+    redundant = False
 
     def moved(self, delta: Tensor) -> State:
         """By `retract`, which bounds the turn of a joint."""
@@ -130,6 +136,7 @@ class SixD(Coordinates):
     """Two columns of each rotation, orthonormalised on the way back (Zhou et al., CVPR 2019)."""
 
     per_joint = 6
+    redundant = True
 
     def _numbers(self, name: str, rotations: Tensor) -> Tensor:
         return geometry.to_6d(rotations).flatten(1)
@@ -174,6 +181,8 @@ class Latent(Tangent):
         free: see `Coordinates`.
         prior: such as `GaussianPosePrior()`.
     """
+
+    redundant = True
 
     def __init__(self, reference: State, free: Sequence[str] | None = None, *, prior: PoseLatent) -> None:
         self.prior = prior

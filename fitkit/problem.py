@@ -204,6 +204,14 @@ class Problem:
             hessian[:, columns, columns].add_(curvature)
         return Linearization(values, _total(values), gradient, hessian)
 
+    def linearize_in(self, chart: Coordinates, triggs: bool = False) -> Linearization:
+        """The same in the numbers of a chart, at its reference."""
+        here, turn = self.linearize(chart.reference, triggs), chart.differential()
+        if turn is None:
+            return here
+        gradient = (turn.mT @ here.gradient[..., None])[..., 0]
+        return replace(here, gradient=gradient, hessian=turn.mT @ here.hessian @ turn)
+
     def _normal(
         self, term: Objective, pred: Prediction, residual: Residual, triggs: bool
     ) -> tuple[Tensor, Tensor]:

@@ -108,9 +108,12 @@ class Adam(Iterative):
         best_x = torch.where(better[:, None], x, memory.best_x)
         best_energy = torch.where(better, energy, memory.best_energy)
         best_values = torch.where(better[:, None], values, memory.best_values)
-        done = (patience >= self.patience) | (gradient.abs().amax(1) <= self.gradient_tolerance)
+        quiet = patience >= self.patience
+        done = quiet | ((gradient.abs().amax(1) <= self.gradient_tolerance) & (energy <= best_energy))
         done = done | ((x - memory.x).abs().amax(1) <= self.step_tolerance)
         outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
+        # Who has found nothing better since the start has not come closer to anything: a jump, or too high a rate.
+        outcome = torch.where(quiet & (patience == time), Outcome.STALLED, outcome)
         # Moments that have met a number that is not finite would never be rid of it.
         outcome = torch.where(fine, outcome, Outcome.NOT_FINITE_NEARBY)
         memory = AdamMemory(

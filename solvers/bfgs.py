@@ -16,34 +16,36 @@ class InverseHessian(Curvature):
 
     Attributes:
         matrix: `(B, D, D)`.
-        identity: `(B,)` whether it still is that.
+        guess: `(B, D)` its diagonal at the start.
+        untouched: `(B,)` whether it is still that.
     """
 
     matrix: Tensor
-    identity: Tensor
+    guess: Tensor
+    untouched: Tensor
 
     def __len__(self) -> int:
-        return len(self.identity)
+        return len(self.untouched)
 
     @property
     def fresh(self) -> Tensor:
-        return self.identity
+        return self.untouched
 
     def updated(self, step: Tensor, change: Tensor, where: Tensor) -> InverseHessian:
         product, useful = curved(step, change, where)
-        # Before the first update the identity takes the size of the curvature seen (Nocedal & Wright, 6.20).
-        size = product / change.square().sum(1).clamp_min(1e-30)
-        matrix = self.matrix * torch.where(useful & self.identity, size, 1.0)[:, None, None]
+        # Before the first update the guess takes the size of the curvature seen (Nocedal & Wright, 6.20).
+        size = product / (change * self.guess * change).sum(1).clamp_min(1e-30)
+        matrix = self.matrix * torch.where(useful & self.untouched, size, 1.0)[:, None, None]
         moved = (matrix @ change[..., None])[..., 0]
         weight = torch.where(useful, 1 / product, 0.0)
         along = weight * (1 + weight * (change * moved).sum(1))
         cross = (weight[:, None] * step)[:, :, None] * moved[:, None]
         matrix = matrix + along[:, None, None] * step[:, :, None] * step[:, None] - cross - cross.mT
-        return InverseHessian(matrix, self.identity & ~useful)
+        return InverseHessian(matrix, self.guess, self.untouched & ~useful)
 
     def forgotten(self, where: Tensor) -> InverseHessian:
-        eye = torch.eye(self.matrix.shape[1], dtype=self.matrix.dtype, device=self.matrix.device)
-        return InverseHessian(torch.where(where[:, None, None], eye, self.matrix), self.identity | where)
+        matrix = torch.where(where[:, None, None], torch.diag_embed(self.guess), self.matrix)
+        return InverseHessian(matrix, self.guess, self.untouched | where)
 
     def newton(self, gradient: Tensor) -> Tensor:
         return (self.matrix @ gradient[..., None])[..., 0]
@@ -61,6 +63,7 @@ class BFGS(QuasiNewton):
         max_tries: evaluations on one line.
         gradient_tolerance: see `Iterative`.
         step_tolerance: see `Iterative`.
+        scaled: whether the first guess of the curvature is the Gauss-Newton diagonal, or none.
     """
 
     name = "bfgs"
@@ -72,9 +75,9 @@ class BFGS(QuasiNewton):
         max_tries: int = 20,
         gradient_tolerance: float = 1e-7,
         step_tolerance: float = 1e-9,
+        scaled: bool = True,
     ) -> None:
-        super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance)
+        super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance, scaled)
 
-    def _ignorance(self, x: Tensor) -> InverseHessian:
-        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
-        return InverseHessian(eye, torch.ones_like(x[:, 0], dtype=torch.bool))
+    def _ignorance(self, guess: Tensor) -> InverseHessian:
+        return InverseHessian(torch.diag_embed(guess), guess, torch.ones_like(guess[:, 0], dtype=torch.bool))

@@ -16,11 +16,13 @@ class Pairs(Curvature):
 
     Attributes:
         steps, changes: `(B, m, D)`, oldest first.
-        scale: `(B,)` inverse curvature where no pair knows better.
+        guess: `(B, D)` inverse curvature of every unknown, as it was at the start.
+        scale: `(B,)` what the guess is multiplied by since then.
     """
 
     steps: Tensor
     changes: Tensor
+    guess: Tensor
     scale: Tensor
 
     def __len__(self) -> int:
@@ -36,7 +38,8 @@ class Pairs(Curvature):
         return Pairs(
             torch.where(rows, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps),
             torch.where(rows, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes),
-            torch.where(useful, product / change.square().sum(1).clamp_min(1e-30), self.scale),
+            self.guess,
+            torch.where(useful, product / (change * self.guess * change).sum(1).clamp_min(1e-30), self.scale),
         )
 
     def forgotten(self, where: Tensor) -> Pairs:
@@ -45,14 +48,14 @@ class Pairs(Curvature):
 
     def newton(self, gradient: Tensor) -> Tensor:
         """The two-loop recursion in its compact form, of few products (Byrd, Nocedal & Schnabel 1994, eq. 3.1)."""
-        steps, changes, scale = self.steps, self.changes, self.scale[:, None, None]
+        steps, changes, scale = self.steps, self.changes, (self.scale[:, None] * self.guess)[..., None]
         products = steps @ changes.mT
         curvature = products.diagonal(dim1=1, dim2=2)
         # A row that is not there yet has a one in its corner, and drops out.
         upper = products.triu() + torch.diag_embed((curvature == 0).to(curvature.dtype))
         along = steps @ gradient[..., None]
         first = torch.linalg.solve_triangular(upper, along, upper=True)
-        bent = scale * (changes @ (changes.mT @ first - gradient[..., None]))
+        bent = changes @ (scale * (changes.mT @ first - gradient[..., None]))
         second = torch.linalg.solve_triangular(upper.mT, curvature[..., None] * first + bent, upper=False)
         moved = scale * (gradient[..., None] - changes.mT @ first) + steps.mT @ second
         return moved[..., 0]
@@ -72,6 +75,7 @@ class LBFGS(QuasiNewton):
         max_tries: evaluations on one line.
         gradient_tolerance: see `Iterative`.
         step_tolerance: see `Iterative`.
+        scaled: whether the first guess of the curvature is the Gauss-Newton diagonal, or none.
     """
 
     name = "lbfgs"
@@ -84,10 +88,11 @@ class LBFGS(QuasiNewton):
         max_tries: int = 20,
         gradient_tolerance: float = 1e-7,
         step_tolerance: float = 1e-9,
+        scaled: bool = True,
     ) -> None:
-        super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance)
+        super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance, scaled)
         self.history = history
 
-    def _ignorance(self, x: Tensor) -> Pairs:
-        pairs = x.new_zeros(len(x), self.history, x.shape[1])
-        return Pairs(pairs, pairs, torch.ones_like(x[:, 0]))
+    def _ignorance(self, guess: Tensor) -> Pairs:
+        pairs = guess.new_zeros(len(guess), self.history, guess.shape[1])
+        return Pairs(pairs, pairs, guess, torch.ones_like(guess[:, 0]))

@@ -104,24 +104,17 @@ class LM(Iterative):
         return outcome.masked_fill_(lower & ~torch.isfinite(tried.gradient).all(1), Outcome.NOT_FINITE)
 
     def _linearize(self, problem: Problem, state: State) -> LMMemory:
-        here = problem.linearize(state, self.triggs)
-        gradient, hessian = here.gradient, here.hessian
         chart = problem.chart(state)
-        turn = chart.differential()
-        if turn is not None:
-            gradient, hessian = (turn.mT @ gradient[..., None])[..., 0], turn.mT @ hessian @ turn
-        scale = hessian.diagonal(dim1=1, dim2=2)
-        if turn is not None:
+        here = problem.linearize_in(chart, self.triggs)
+        scale = here.hessian.diagonal(dim1=1, dim2=2)
+        if chart.redundant:
             # More numbers than degrees of freedom: one that hardly turns anything would be damped hardly at all and
             # run away, so the numbers of a block are damped alike.
-            means = [
-                scale[:, block].mean(1, keepdim=True).expand_as(scale[:, block])
-                for block in chart.blocks.values()
-            ]
-            scale = torch.cat(means, 1)
+            parts = [scale[:, block] for block in chart.blocks.values()]
+            scale = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], 1)
         values = torch.stack(list(here.values.values()), 1)
         damping = torch.full_like(here.energy, self.damping)
-        return LMMemory(damping, scale, hessian, gradient, here.energy, values)
+        return LMMemory(damping, scale, here.hessian, here.gradient, here.energy, values)
 
 
 def _held(problem: Problem, chart: Coordinates, memory: LMMemory) -> tuple[LMMemory, Tensor | None]:

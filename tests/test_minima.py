@@ -40,7 +40,7 @@ SOLVERS: dict[str, Solver] = {
     "lm-triggs": LM(200, tolerance=1e-14, triggs=True),
     "lbfgs": LBFGS(600, tolerance=1e-14),
     "bfgs": BFGS(600, tolerance=1e-14),
-    "adam": Adam(2000, rate=0.1, tolerance=1e-9, patience=100),
+    "adam": Adam(2500, rate=0.1, decay=(0.95, 0.999), tolerance=1e-9, patience=100),
 }
 
 
