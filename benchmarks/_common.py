@@ -17,6 +17,7 @@ import torch
 from fitkit.files import atomic_write
 
 DATA_VARIABLE = "FITKIT_DATA"
+MOST_COLUMNS = 7
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -102,18 +103,25 @@ class Report:
         from rich.table import Table
 
         # Wide enough for the tables where the output goes to a file.
-        console = Console(width=None if sys.stdout.isatty() else 140)
+        console = Console(width=None if sys.stdout.isatty() else 200)
         for section in dict.fromkeys(row[0] for row in self.rows):
             rows = [row for row in self.rows if row[0] == section]
             columns = list(dict.fromkeys(row[1] for row in rows))
+            measures = list(dict.fromkeys((row[2], row[4]) for row in rows))
+            cells = {(row[1], row[2], row[4]): _number(row[3]) for row in rows}
             table = Table(title=f"{self.title}: {section}", title_justify="left")
             table.add_column("")
-            for column in columns:
-                table.add_column(column, justify="right")
-            table.add_column("unit")
-            for name, unit in dict.fromkeys((row[2], row[4]) for row in rows):
-                cells = {row[1]: _number(row[3]) for row in rows if (row[2], row[4]) == (name, unit)}
-                table.add_row(name, *(cells.get(column, "") for column in columns), unit)
+            if len(columns) > MOST_COLUMNS:  # the other way round
+                for name, unit in measures:
+                    table.add_column(f"{name}\n{unit}", justify="right")
+                for column in columns:
+                    table.add_row(column, *(cells.get((column, *measure), "") for measure in measures))
+            else:
+                for column in columns:
+                    table.add_column(column, justify="right")
+                table.add_column("unit")
+                for name, unit in measures:
+                    table.add_row(name, *(cells.get((column, name, unit), "") for column in columns), unit)
             console.print(table)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from fitkit.priors import GaussianPosePrior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver, solver_names
 from fitkit.solve import Chain, Outcome, Solver, solve
-from fitkit.solvers import LM
+from fitkit.solvers import LBFGS, LM
 from fitkit.state import State
 
 
@@ -64,6 +64,7 @@ class Ours(Entry):
     Attributes:
         solver: with its settings.
         coordinates: chart; None for the solver's own.
+        jumps: whether every limb is tried the other way in depth.
         starts: the four, or only the one that faces the camera.
         single: whether the whole solve runs in float32.
     """
@@ -71,6 +72,7 @@ class Ours(Entry):
     solver: Solver | Chain | None = None
     coordinates: Chart | None = None
     starts: int = 4
+    jumps: bool = False
     single: bool = False
 
     def __call__(self, body: BodyModel, problems: Problems) -> Answer:
@@ -79,7 +81,7 @@ class Ours(Entry):
             body, problems = body.to(torch.float32), problems.to(torch.float32)
         first = self.solver.solvers[0] if isinstance(self.solver, Chain) else self.solver
         starts = make_starts(body, problems.observation, mean_pose(body))
-        stages = first.stages or default_stages(first.max_steps)
+        stages = first.stages or default_stages(first.max_steps, self.jumps)
         problem = Problem(body, problems.observation, objective(), coordinates=self.coordinates)
         state, kinds = starts.state, starts.kinds
         if self.starts == 1:
@@ -137,8 +139,10 @@ def entries() -> dict[str, Entry]:
     table: list[Entry] = [Ours(name, solver=get_solver(name)) for name in OURS]
     table += [
         Ours("lm, one start", solver=LM(), starts=1),
+        Ours("lm, jumps", solver=LM(), jumps=True),
         Ours("lm, triggs", solver=LM(triggs=True)),
-        Ours("lm, float32", solver=LM(tolerance=1e-3), single=True),
+        Ours("lm, float32", solver=LM(), single=True),
+        Ours("lbfgs, unscaled", solver=LBFGS(scaled=False)),
         Ours("lm+lbfgs", solver=get_solver("lm+lbfgs")),
     ]
     known = set(solver_names())

@@ -15,7 +15,8 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,8 @@ def draw(result: FitResult, file: Path) -> None:
 
 
 def score_3d(folder: Path, entry: dict[str, Any], solver: str, device: str, report: Report) -> None:
-    """One frame with joints in space, with the focal length guessed and with the camera known."""
+    """One frame with joints in space, with the focal length guessed and with the camera known; with and without
+    limbs tried the other way in depth, and the detector's directions."""
     names = [_plain_name(name) for name in entry["joint_names"]]
     rows = [names.index(name) for name in LIMBS]
     truth = torch.tensor(entry["joints_cam"], dtype=torch.float64)[None, rows]
@@ -280,21 +282,32 @@ def score_3d(folder: Path, entry: dict[str, Any], solver: str, device: str, repo
     (fx, _, cx), (_, fy, cy), _ = entry["K"]
     known = Camera.from_intrinsics(fx, fy, cx, cy, photo.width, photo.height)
     for label, camera in (("", None), (", known camera", known)):
-        column = Path(entry["file"]).stem + label
-        result = fit(observe(photo, camera=camera), solver=solver, device=device)
-        if len(result) == 0:
-            report.add("3D", column, "MPJPE", math.nan, "mm")
+        seen = observe(photo, camera=camera)
+        found = fit(seen, solver=solver, device=device)
+        if len(found) == 0:
+            report.add("3D", Path(entry["file"]).stem + label, "MPJPE", math.nan, "mm")
             continue
-        assert result.observation.keypoints is not None
-        found = result.observation.keypoints.convert("coco17").xy.cpu()[:, 5:]
-        one = result[int((found - pixels).norm(dim=-1).median(1).values.argmin())]
-        joints = one.body.joints(one.state).cpu().double()
-        mine = joints[:, [one.body.joint_set.index(name) for name in LIMBS]]
-        hips = [LIMBS.index("left_hip"), LIMBS.index("right_hip")]
-        report.add("3D", column, "MPJPE", 1e3 * float(mpjpe(mine, truth, hips)), "mm")
-        report.add("3D", column, "PA-MPJPE", 1e3 * float(pa_mpjpe(mine, truth)), "mm")
-        away = (mine[:, hips] - truth[:, hips]).mean(1)[0]
-        report.add("3D", column, "root depth off", float(away[2]), "m")
+        assert seen.keypoints is not None
+        points = seen.keypoints.convert("coco17").xy.cpu()[:, 5:]
+        person = int((points - pixels).norm(dim=-1).median(1).values.argmin())
+        one = seen.select(person)
+        flat = replace(one, world=None)
+        ways = {
+            "": found[person],
+            ", jumps": fit(one, solver=solver, jumps=True, device=device),
+            ", without directions": fit(flat, solver=solver, device=device),
+            ", without directions, jumps": fit(flat, solver=solver, jumps=True, device=device),
+        }
+        for way, result in ways.items():
+            add = partial(report.add, "3D", Path(entry["file"]).stem + label + way)
+            joints = result.body.joints(result.state).cpu().double()
+            mine = joints[:, [result.body.joint_set.index(name) for name in LIMBS]]
+            hips = [LIMBS.index("left_hip"), LIMBS.index("right_hip")]
+            add("MPJPE", 1e3 * float(mpjpe(mine, truth, hips)), "mm")
+            add("PA-MPJPE", 1e3 * float(pa_mpjpe(mine, truth)), "mm")
+            away = (mine[:, hips] - truth[:, hips]).mean(1)[0]
+            add("root depth off", float(away[2]), "m")
+            add("energy", float(result.energy[0]), "")
 
 
 _LABELS = {

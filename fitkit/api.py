@@ -16,6 +16,7 @@ from fitkit.body import BodyModel, open_body
 from fitkit.body.smpl import read_smpl
 from fitkit.camera import Camera
 from fitkit.initialise import make_starts
+from fitkit.jumps import WORTHWHILE, evidence, kinematic_jumps
 from fitkit.keypoints import Keypoints
 from fitkit.objectives import BoneDirections, Keypoints2D, Objective, Sum
 from fitkit.observation import Observation
@@ -49,19 +50,33 @@ def default_objective(observation: Observation | None = None) -> Sum:
     return objective
 
 
-def default_stages(steps: int) -> tuple[Stage, ...]:
+def default_stages(steps: int, jumps: bool = False) -> tuple[Stage, ...]:
     """The schedule of a gradient-based fit from several starts: place, shape coarsely, choose, refine.
 
     Args:
         steps: of the last stage; the others take their share of it.
+        jumps: whether every limb is tried the other way in depth as well (`fitkit.jumps`), and the winner is the
+            answer that holds the most probability instead of the lowest energy.
     """
     seen = ("keypoints_2d", "keypoints_3d", "directions")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
-    return (
+    begin = (
         Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
-        Stage(max(8, steps // 4), weights=strong, widen=3.0, keep=2, hinted=True, name="coarse"),
-        Stage(steps, name="fine"),
+        Stage(
+            max(8, steps // 4), weights=strong, widen=3.0, keep=1 if jumps else 2, hinted=True, name="coarse"
+        ),
     )
+    if not jumps:
+        return (*begin, Stage(steps, name="fine"))
+    return (
+        *begin,
+        Stage(max(5, steps // 6), branch=_other_limbs, keep=2, rank=evidence, name="jumps"),
+        Stage(steps, keep=1, rank=evidence, name="fine"),
+    )
+
+
+def _other_limbs(problem: Problem, state: State) -> State:
+    return kinematic_jumps(problem.body, state, WORTHWHILE)
 
 
 @torch.inference_mode(False)  # derivatives are taken inside, also for a caller who has switched them off
@@ -71,6 +86,7 @@ def fit(
     solver: str | Solver | Chain = "lm",
     objective: Objective | None = None,
     stages: Sequence[Stage] | None = None,
+    jumps: bool = False,
     start: State | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     body: BodyModel | str | Path | None = None,
@@ -91,6 +107,8 @@ def fit(
         solver: by name (`fitkit.solver_names()`), several as a chain (`"lm+lbfgs"`), or one with settings of its own.
         objective: what is lowered; `default_objective()` of what was observed otherwise.
         stages: schedule of the (first) solver; its own or `default_stages` otherwise.
+        jumps: whether to try every limb the other way in depth as well (see `default_stages`): better where no 3D
+            guess of a detector says which way, for one and a half to three times the time.
         start: `(B)` bodies to start from, one per person, such as `result.state` of an earlier fit; several poses of
             the prior's mean otherwise. Parts that it has (hands, jaw, expression) are fitted too.
         bounds: of blocks of the State (see `Problem`): `{"betas": (-3, 3)}`.
@@ -133,11 +151,13 @@ def fit(
     first = chosen.solvers[0] if isinstance(chosen, Chain) else chosen
     if start is not None:
         given, count, hint, kinds = _given(start, model, len(observation)), 1, None, None
-        stages = stages or (Stage(first.max_steps, name="fine"),)
+        whole = default_stages(first.max_steps, jumps)
+        stages = stages or (whole[2:] if jumps else whole[-1:])
     else:
         starts = make_starts(model, observation, _start_pose(model))
         given, count, hint, kinds = starts.state, starts.count, starts.hint, starts.kinds
-        stages = stages or first.stages or default_stages(first.max_steps)
+        own = () if jumps else first.stages
+        stages = stages or own or default_stages(first.max_steps, jumps)
     solution = solve(problem, chosen, given, stages, count, hint, kinds, on_step, max_seconds)
     return FitResult(
         state=solution.state,

@@ -110,6 +110,7 @@ class _Job:
     """What holds for all photos, checked before the first is read."""
 
     solver: Solver | Chain
+    jumps: bool
     body: BodyModel | None
     people: People
     boxes: np.ndarray | None
@@ -185,6 +186,7 @@ def _prepare(options: argparse.Namespace) -> _Job:
         raise UsageError(f"--solver: {error}") from error
     return _Job(
         solver=solver,
+        jumps=options.jumps,
         body=_read_body(options.body),
         people=options.people,
         boxes=np.array(options.box, np.float64) if options.box else None,
@@ -273,6 +275,7 @@ def _fit_one(job: _Job, path: str, folder: Path, label: str) -> int:
             result = fit(
                 photo,
                 solver=job.solver,
+                jumps=job.jumps,
                 body=job.body,
                 people=job.people,
                 boxes=job.boxes_in(photo),

@@ -176,6 +176,8 @@ class Stage:
         keep: how many of a person's starts go on to the next stage, best first; None for all.
         keep_of_each: the same among starts of one kind, which often end in one place; only where there are several
             kinds (see `solve`).
+        rank: what the choice at the end goes by, `(problem, state) -> (B,)`, lowest first (such as
+            `fitkit.jumps.evidence`); None for the energy. With `keep=1` in the last stage it names the winner.
         hinted: whether each start sees its own hint instead of the observation (see `solve`).
         name: in the trace.
     """
@@ -189,6 +191,7 @@ class Stage:
     branch: Callable[[Problem, State], State] | None = None
     keep: int | None = None
     keep_of_each: int | None = None
+    rank: Callable[[Problem, State], Tensor] | None = None
     hinted: bool = False
     name: str = ""
 
@@ -333,9 +336,9 @@ class _Crowd:
         whole = stage.free is None and stage.only is None
         most = max(map(self.kinds.count, self.kinds), default=0)
         if stage.keep_of_each is not None and several and most > stage.keep_of_each:
-            self._keep(self._energy(), stage.keep_of_each, self.kinds, whole)
+            self._keep(stage.keep_of_each, self.kinds, whole, stage.rank)
         elif stage.keep is not None and len(self.kinds) > stage.keep:
-            self._keep(self._energy(), stage.keep, [0] * len(self.kinds), whole)
+            self._keep(stage.keep, [0] * len(self.kinds), whole, stage.rank)
 
     def settle(self, keep: int | None) -> None:
         """At the end of a solver of a chain: go back to the best by the full objective, and keep the best starts."""
@@ -345,8 +348,10 @@ class _Crowd:
             worse = (before < energy) | ~torch.isfinite(energy)
             self.state, energy = choose(worse, state, self.state), torch.where(worse, before, energy)
         if keep is not None and len(self.kinds) > keep:
-            energy = energy[self._keep(energy, keep, [0] * len(self.kinds), True)]
-        self.best = self.state, energy
+            self.best = self.state, energy
+            self._keep(keep, [0] * len(self.kinds), True, None)
+        else:
+            self.best = self.state, energy
 
     def solution(self) -> Solution:
         """The best of every person by the full objective."""
@@ -396,13 +401,20 @@ class _Crowd:
         self.lanes = torch.arange(len(state), device=lanes.device)
         self.kinds = [kind for kind in self.kinds for _ in range(times)]
 
-    def _keep(self, energy: Tensor, keep: int, kinds: list[int], whole: bool) -> Tensor:
+    def _keep(
+        self,
+        keep: int,
+        kinds: list[int],
+        whole: bool,
+        rank: Callable[[Problem, State], Tensor] | None,
+    ) -> None:
         """Only the best starts of each kind go on; the best of the others is remembered if it was fitted whole."""
         people, count = len(self.problem), len(kinds)
-        kept, left = _ranked(energy, people, keep, kinds)
+        energy = self._energy()
+        score = energy if rank is None else rank(self.problem.select(self.owner), self.state)
+        kept, left = _ranked(score, people, keep, kinds)
         if whole:
-            finite = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, torch.inf))
-            out = finite.index_fill(0, kept, torch.inf).view(people, count)
+            out = _finite(energy).index_fill(0, kept, torch.inf).view(people, count)
             each = out.argmin(1) + count * torch.arange(people, device=out.device)
             self.dropped.append((self.state.select(each), out.amin(1)))
         self.state, self.outcome = self.state.select(kept), self.outcome[kept]
@@ -410,7 +422,6 @@ class _Crowd:
         if self.best is not None:
             self.best = self.best[0].select(kept), self.best[1][kept]
         self.kinds = left
-        return kept
 
 
 def _run(
@@ -464,8 +475,7 @@ def _run(
 
 def _ranked(energy: Tensor, people: int, keep: int, kinds: list[int]) -> tuple[Tensor, list[int]]:
     """Rows of the `keep` lowest energies of each kind of each person, best first, and their kinds."""
-    finite = torch.where(torch.isfinite(energy), energy, torch.full_like(energy, torch.inf))
-    table = finite.view(people, len(kinds))
+    table = _finite(energy).view(people, len(kinds))
     chosen, left = [], []
     for kind in dict.fromkeys(kinds):
         columns = torch.tensor(
@@ -476,3 +486,7 @@ def _ranked(energy: Tensor, people: int, keep: int, kinds: list[int]) -> tuple[T
         left += [kind] * ranked.shape[1]
     first = torch.arange(people, device=energy.device)[:, None] * len(kinds)
     return (first + torch.cat(chosen, 1)).reshape(-1), left
+
+
+def _finite(energy: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(energy), energy, torch.inf)

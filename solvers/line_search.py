@@ -137,6 +137,9 @@ class QuasiNewton(Iterative, ABC):
             length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             return (1 / length.clamp_min(1.0)).expand_as(gradient)
         diagonal = problem.linearize_in(chart).hessian.diagonal(dim1=1, dim2=2)
+        if chart.redundant:  # numbers of a block of different scales would lengthen the columns of a rotation
+            parts = [diagonal[:, block] for block in chart.blocks.values()]
+            diagonal = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], 1)
         # What the start says little about is not what turns most.
         diagonal = torch.maximum(diagonal, 1e-3 * diagonal.amax(1, keepdim=True))
         return torch.where(torch.isfinite(diagonal) & (diagonal > 0), 1 / diagonal, 1.0)
