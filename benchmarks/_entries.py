@@ -22,6 +22,7 @@ from fitkit.registry import get_solver, solver_names
 from fitkit.solve import Chain, Outcome, Solver, solve
 from fitkit.solvers import LBFGS, LM
 from fitkit.state import State
+from fitkit.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,20 @@ class Answer:
     Attributes:
         state: `(B)`.
         outcome: `(B,)`.
-        steps: `(B,)` of the start that won: steps of a solver, evaluations of a peer or back end.
+        trace: of a solver.
+        evaluations: of a recipe.
     """
 
     state: State
     outcome: Tensor
-    steps: Tensor
+    trace: Trace | None = None
+    evaluations: int = 0
+
+    @property
+    def steps(self) -> Tensor:
+        """`(B,)` of the start that won; a back end's step may be a whole run."""
+        many = torch.full_like(self.outcome, self.evaluations)
+        return many if self.trace is None else self.trace.steps
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,13 @@ class Entry(ABC):
         name: its column.
         limit: people that it fits at a time; None for any number.
         slow: seconds per person: few of them are enough for the clock.
+        most: problems that it is given; None for all. What takes ten seconds per person gets the first of them.
     """
 
     name: str
     limit: int | None = None
     slow: bool = False
+    most: int | None = None
 
     @abstractmethod
     def __call__(self, body: BodyModel, problems: Problems) -> Answer: ...
@@ -87,7 +98,7 @@ class Ours(Entry):
         if self.starts == 1:
             state, kinds = state.select(slice(0, None, starts.count)), (0,)
         solution = solve(problem, self.solver, state, stages, len(kinds), kinds=kinds)
-        return Answer(solution.state, solution.outcome, solution.steps)
+        return Answer(solution.state, solution.outcome, solution.trace)
 
 
 @dataclass(frozen=True)
@@ -107,12 +118,11 @@ class Peer(Entry):
         state, count = self.recipe(
             body, problems.observation, objective(), start, self.free_transl, self.mesh
         )
-        many = torch.full((len(problems),), count, device=state.transl.device)
         finite = torch.isfinite(state.transl).all(1)
         outcome = torch.where(finite, Outcome.MAX_STEPS, Outcome.NOT_FINITE)
         # Back to the parts that are measured: hands and face of the recipe stay with it.
         plain = {name: getattr(state, name).double() for name in problems.truth.parts()}
-        return Answer(State(**plain), outcome, many)
+        return Answer(State(**plain), outcome, evaluations=count)
 
 
 def mean_pose(body: BodyModel) -> Tensor:
@@ -125,6 +135,14 @@ CHARTS: dict[str, Chart] = {
     "6D": SixD,
     "latent": Latent.of(GaussianPosePrior()),
 }
+# Back ends are oracles, and precise ones; here they stop where ours do.
+SETTINGS: dict[str, dict[str, float]] = {
+    "scipy-bfgs": {"max_iterations": 300, "tolerance": 1e-2},
+    "scipy-lbfgsb": {"max_iterations": 300, "tolerance": 1e-6},
+    "scipy-least-squares": {"max_iterations": 60, "tolerance": 1e-4},
+    "theseus-lm": {"max_steps": 30, "tolerance": 1e-3},
+}
+FEW = 30
 OURS = ("lm", "lbfgs", "bfgs", "adam")
 BACK_ENDS = {
     "scipy-bfgs": "scipy",
@@ -149,15 +167,18 @@ def entries() -> dict[str, Entry]:
     there = [
         name for name in BACK_ENDS if name in known and importlib.util.find_spec(BACK_ENDS[name]) is not None
     ]
-    table += [Ours(name, solver=get_solver(name), slow=name.startswith("scipy")) for name in there]
+    for name in there:
+        plain = get_solver(name)
+        assert isinstance(plain, Solver)
+        table.append(Ours(name, solver=type(plain)(**SETTINGS[name]), slow=True))
     table += [
         Peer("SMPLify (SPIN), our mesh", recipe=smplify_spin),
-        Peer("SMPLify-X, our mesh", recipe=smplify_x, limit=1, slow=True),
+        Peer("SMPLify-X, our mesh", recipe=smplify_x, limit=1, slow=True, most=FEW),
     ]
     if importlib.util.find_spec("smplx") is not None:
         table += [
             Peer("SMPLify (SPIN)", recipe=smplify_spin, mesh=OnSmplx),
-            Peer("SMPLify-X", recipe=smplify_x, limit=1, slow=True, mesh=OnSmplx),
+            Peer("SMPLify-X", recipe=smplify_x, limit=1, slow=True, most=FEW, mesh=OnSmplx),
         ]
     return {entry.name: entry for entry in table}
 

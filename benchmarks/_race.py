@@ -22,8 +22,8 @@ from fitkit.state import State
 # Of those whose steps can be watched; a step of Theseus is a hundred times one of ours.
 STEPS = {**dict.fromkeys(OURS, 300), "theseus-lm": 30}
 # Seconds that a curve of a slow back end may take, all points together.
-ENOUGH = 60.0
-SINGLES = 5
+ENOUGH = 15.0
+SINGLES = 4
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ class Iterative(Solver):
     Args:
         max_steps: of a run without a schedule.
         tolerance: relative fall of the energy in a step below which a person is done.
-        gradient_tolerance: largest component of the gradient below which a person is done.
-        step_tolerance: largest change of an unknown (radians, metres, units of shape) below which a person is done.
+        gradient_tolerance: largest component of the gradient below which a person is done; 0 does not look.
+        step_tolerance: the same of the change of an unknown (radians, metres, units of shape).
     """
 
     def __init__(
@@ -156,8 +156,11 @@ class Iterative(Solver):
     def _done(self, fall: Tensor, energy: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
         """Whether a step that lowered the energy by `fall` to `energy` was the last one."""
         done = fall <= self.tolerance * energy.abs()
-        done = done | (gradient.abs().amax(1) <= self.gradient_tolerance)
-        return done | (step.abs().amax(1) <= self.step_tolerance)
+        if self.gradient_tolerance:
+            done = done | (gradient.abs().amax(1) <= self.gradient_tolerance)
+        if self.step_tolerance:
+            done = done | (step.abs().amax(1) <= self.step_tolerance)
+        return done
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,6 @@ class Solution:
         energy: `(B,)` their sum.
         trace: of the starts that won.
         alternatives: where the other starts of each person ended.
-        steps: `(B,)` of the starts that won, over all stages.
         seconds: wall clock of the batch.
     """
 
@@ -217,7 +219,6 @@ class Solution:
     energy: Tensor
     trace: Trace
     alternatives: Alternatives
-    steps: Tensor
     seconds: float
 
 
@@ -310,7 +311,7 @@ class _Crowd:
         self.owner, self.lanes = rows // max(starts, 1), rows
         self.kinds = list(kinds) if kinds is not None else [0] * starts
         self.outcome = torch.zeros_like(rows)
-        self.recorder = Recorder(tuple(term.name for term in problem.objective.terms()), state.transl)
+        self.recorder = Recorder(tuple(term.name for term in problem.objective.terms()), len(state))
         self.best: tuple[State, Tensor] | None = None
         self.dropped: list[tuple[State, Tensor]] = []
 
@@ -376,9 +377,8 @@ class _Crowd:
             outcome[best],
             {name: value[best] for name, value in values.items()},
             energy[best],
-            self.recorder.trace(self.lanes[best]),
+            Trace(self.recorder, self.lanes[best]),
             Alternatives(tuple(state for state, _ in self.dropped), others),
-            self.recorder.steps[self.lanes[best]],
             time.perf_counter() - self.recorder.began,
         )
 
@@ -437,7 +437,7 @@ def _run(
     """One stage: steps until everybody is done, rows that are done leaving the batch as they go."""
     names = tuple(term.name for term in problem.objective.terms())
     memory, status = solver.init(problem, state)
-    recorder.add(stage.name, names, lanes, status.values, status.energy)
+    recorder.add(stage.name, names, lanes, status.values, status.energy, begins=True)
     rows = torch.arange(len(state), device=lanes.device)
     finished: list[tuple[Tensor, State, Tensor]] = []
     end, every = Outcome.MAX_STEPS, CHECK_EVERY.get(lanes.device.type, 1)
@@ -461,7 +461,6 @@ def _run(
             moved, after = choose(going, moved, state), choose(going, after, status)
         state, status = moved, after
         recorder.add(stage.name, names, lanes[rows], status.values, status.energy)
-        recorder.steps.index_add_(0, lanes[rows], torch.ones_like(rows))
         if on_step is not None:
             on_step(step + 1, stage.name)
     stopped = torch.where(

@@ -1,38 +1,91 @@
-"""Trace: what happened step by step, and the recorder that collects it while rows leave and multiply."""
+"""Trace: what happened step by step, collected while rows leave and multiply, and put together when it is read."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Trace:
-    """What happened, step by step, of the start that won for each person.
+    """What happened, step by step, of the start that won for each of B people.
 
-    Attributes:
-        step: of each record, 0 = the start.
-        seconds: since the start, wall clock of the whole batch (on CUDA: when the step was queued).
-        stage: name of the stage of each record; in a chain it begins with the solver's name.
-        terms: names of the terms.
-        values: `(T, B, terms)` of the objective as the stage weighed it.
-        energy: `(T, B)`.
+    Args:
+        recorder: what was collected.
+        lanes: `(B,)` the start that won.
     """
 
-    step: list[int]
-    seconds: list[float]
-    stage: list[str]
-    terms: tuple[str, ...]
-    values: Tensor
-    energy: Tensor
+    def __init__(self, recorder: Recorder, lanes: Tensor) -> None:
+        self._recorder, self._lanes = recorder, lanes
+
+    def __len__(self) -> int:
+        return len(self._recorder.records)
+
+    @property
+    def step(self) -> list[int]:
+        """Number of each of T records, 0 = the start."""
+        return list(range(len(self)))
+
+    @property
+    def seconds(self) -> list[float]:
+        """Since the start, wall clock of the whole batch (on CUDA: when the step was queued)."""
+        return [record.seconds for record in self._recorder.records]
+
+    @property
+    def stage(self) -> list[str]:
+        """Name of the stage of each record; in a chain it begins with the solver's name."""
+        return [record.stage for record in self._recorder.records]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms."""
+        return self._recorder.terms
+
+    @property
+    def values(self) -> Float[Tensor, "T B terms"]:
+        """Of each term as the stage weighed it; NaN before its first record."""
+        return self._recorder.table.values[:, self._lanes]
+
+    @property
+    def energy(self) -> Float[Tensor, "T B"]:
+        """Their sum."""
+        return self._recorder.table.energy[:, self._lanes]
+
+    @property
+    def steps(self) -> Int[Tensor, " B"]:
+        """Steps that were made of each person's start, before and after it branched off another."""
+        return self._recorder.table.steps[self._lanes]
 
     def select(self, rows: Tensor) -> Trace:
         """The trace of some of the people."""
-        rows = rows.to(self.energy.device)
-        return replace(self, values=self.values[:, rows], energy=self.energy[:, rows])
+        return Trace(self._recorder, self._lanes[rows.to(self._lanes.device)])
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One moment: values `(b, names)` and energy `(b,)` of the lanes `(b,)` that were running.
+
+    A record without names says that from here on lane i continues what lane `lanes[i]` was.
+    """
+
+    seconds: float
+    stage: str
+    names: tuple[str, ...]
+    lanes: Tensor
+    values: Tensor
+    energy: Tensor
+    begins: bool = False
+
+
+@dataclass(frozen=True)
+class _Table:
+    values: Tensor
+    energy: Tensor
+    steps: Tensor
 
 
 class Recorder:
@@ -40,39 +93,54 @@ class Recorder:
 
     Args:
         terms: names of all terms.
-        like: any tensor with one row per lane.
+        lanes: how many there are at first.
     """
 
-    def __init__(self, terms: tuple[str, ...], like: Tensor) -> None:
-        self.terms, self.began = terms, time.perf_counter()
-        self.columns: dict[tuple[str, ...], Tensor] = {}
-        self.records: list[tuple[int, float, str, Tensor, Tensor]] = []
-        self.energy = like.new_full((len(like),), torch.nan)
-        self.values = like.new_full((len(like), len(terms)), torch.nan)
-        self.steps = torch.zeros(len(like), dtype=torch.long, device=like.device)
+    def __init__(self, terms: tuple[str, ...], lanes: int) -> None:
+        self.terms, self.lanes, self.began = terms, lanes, time.perf_counter()
+        self.events: list[_Record] = []
 
-    def add(self, stage: str, names: tuple[str, ...], lanes: Tensor, values: Tensor, energy: Tensor) -> None:
-        """One record: `values` `(b, names)` and `energy` `(b,)` of the lanes `(b,)` that are still running."""
-        self.energy, self.values = self.energy.clone(), self.values.clone()
-        self.energy[lanes] = energy
-        if names not in self.columns:
-            self.columns[names] = torch.tensor(
-                [self.terms.index(name) for name in names], device=lanes.device
-            )
-        self.values[lanes[:, None], self.columns[names]] = values
+    @property
+    def records(self) -> list[_Record]:
+        """What was added."""
+        return [event for event in self.events if event.names]
+
+    def add(
+        self,
+        stage: str,
+        names: tuple[str, ...],
+        lanes: Tensor,
+        values: Tensor,
+        energy: Tensor,
+        begins: bool = False,
+    ) -> None:
+        """One record, of a step or of where a stage begins; cheap, because a solver waits for it."""
         seconds = time.perf_counter() - self.began
-        self.records.append((len(self.records), seconds, stage, self.values, self.energy))
+        self.events.append(_Record(seconds, stage, names, lanes, values, energy, begins))
 
     def branch(self, lanes: Tensor) -> None:
         """From here on lane i continues what lane `lanes[i]` was."""
-        self.records = [
-            (step, seconds, stage, values[lanes], energy[lanes])
-            for step, seconds, stage, values, energy in self.records
-        ]
-        self.values, self.energy, self.steps = self.values[lanes], self.energy[lanes], self.steps[lanes]
+        self.events.append(_Record(0.0, "", (), lanes, lanes, lanes))
 
-    def trace(self, lanes: Tensor) -> Trace:
-        """The histories of some lanes."""
-        step, seconds, stage, values, energy = map(list, zip(*self.records, strict=True))
-        history = Trace(step, seconds, stage, self.terms, torch.stack(values), torch.stack(energy))
-        return history.select(lanes)
+    @cached_property
+    def table(self) -> _Table:
+        """Everything in rows of the last lanes; who was not running stands where they were."""
+        like = self.events[0].energy
+        energy = like.new_full((self.lanes,), torch.nan)
+        values = like.new_full((self.lanes, len(self.terms)), torch.nan)
+        steps = torch.zeros(self.lanes, dtype=torch.long, device=like.device)
+        history: list[tuple[Tensor, Tensor]] = []
+        for event in self.events:
+            lanes = event.lanes
+            if not event.names:
+                history = [(old[lanes], sums[lanes]) for old, sums in history]
+                energy, values, steps = energy[lanes], values[lanes], steps[lanes]
+                continue
+            energy, values = energy.clone(), values.clone()
+            energy[lanes] = event.energy
+            columns = torch.tensor([self.terms.index(name) for name in event.names], device=lanes.device)
+            values[lanes[:, None], columns] = event.values
+            if not event.begins:
+                steps.index_add_(0, lanes, torch.ones_like(lanes))
+            history.append((values, energy))
+        return _Table(torch.stack([v for v, _ in history]), torch.stack([e for _, e in history]), steps)

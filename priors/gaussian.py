@@ -39,8 +39,8 @@ class GaussianPosePrior(Objective):
     latent_size = 6 * JOINTS
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        self.mean, self.factor, self.whitening = _load(None if weights is None else str(weights))
-        self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self.path = None if weights is None else str(weights)
+        self.mean, self.factor, self.whitening = _load(self.path)
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         mean, _, whitening, _ = self._like(pred.body_pose)
@@ -56,12 +56,14 @@ class GaussianPosePrior(Objective):
         _, _, whitening, precision = self._like(pose)
         each = geometry.to_6d_jacobian(pose[:, :JOINTS])
         pulled = (residual.rows[..., 0] @ whitening).view(people, JOINTS, 6, 1)
-        # (B, 126, 63): precision times the block-diagonal derivative of the 6D numbers
-        half = (precision @ each).permute(0, 2, 1, 3).flatten(2)
+        # Precision times the block-diagonal derivative of the 6D numbers: one product per joint, for everybody.
+        half = precision @ each.permute(1, 2, 0, 3).reshape(JOINTS, 6, 3 * people)
+        half = half.view(JOINTS, JOINTS, 6, people, 3).permute(3, 1, 2, 0, 4).reshape(-1, 6, 3 * JOINTS)
+        each = each.mT.reshape(-1, 3, 6)
         gradient, hessian = pose.new_zeros(people, size), pose.new_zeros(people, size, size)
-        gradient[:, : 3 * JOINTS] = self.weight * (each.mT @ pulled).flatten(1)
-        rows = each.mT @ half.view(people, JOINTS, 6, 3 * JOINTS)
-        hessian[:, : 3 * JOINTS, : 3 * JOINTS] = self.weight * rows.reshape(people, 3 * JOINTS, 3 * JOINTS)
+        gradient[:, : 3 * JOINTS] = self.weight * torch.bmm(each, pulled.view(-1, 6, 1)).view(people, -1)
+        rows = torch.bmm(each, half).view(people, 3 * JOINTS, 3 * JOINTS)
+        torch.mul(rows, self.weight, out=hessian[:, : 3 * JOINTS, : 3 * JOINTS])
         return gradient, hessian
 
     def encode(self, numbers: Float[Tensor, "B J 6"]) -> Float[Tensor, "B L"]:
@@ -85,12 +87,15 @@ class GaussianPosePrior(Objective):
 
     def _like(self, other: Tensor) -> tuple[Tensor, ...]:
         """Mean, factor of the covariance, whitening, and precision as `(21, 126, 6)` columns by joint."""
-        key = (other.dtype, other.device)
-        if key not in self._moved:
-            precision = (self.whitening.mT @ self.whitening).view(-1, JOINTS, 6).transpose(0, 1)
-            tables = (self.mean, self.factor, self.whitening, precision.contiguous())
-            self._moved[key] = tuple(table.to(other) for table in tables)
-        return self._moved[key]
+        return _tables(self.path, other.dtype, other.device)
+
+
+@cache
+@torch.inference_mode(False)  # kept: no later gradient could go through an inference tensor
+def _tables(path: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    mean, factor, whitening = _load(path)
+    precision = (whitening.mT @ whitening).view(-1, JOINTS, 6).transpose(0, 1).contiguous()
+    return tuple(table.to(device, dtype) for table in (mean, factor, whitening, precision))
 
 
 @cache

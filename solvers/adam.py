@@ -110,7 +110,8 @@ class Adam(Iterative):
         best_values = torch.where(better[:, None], values, memory.best_values)
         quiet = patience >= self.patience
         done = quiet | ((gradient.abs().amax(1) <= self.gradient_tolerance) & (energy <= best_energy))
-        done = done | ((x - memory.x).abs().amax(1) <= self.step_tolerance)
+        # Strictly: without a tolerance, who is pushed into a corner of the bounds for a moment may come out of it.
+        done = done | ((x - memory.x).abs().amax(1) < self.step_tolerance)
         outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
         # Who has found nothing better since the start has not come closer to anything: a jump, or too high a rate.
         outcome = torch.where(quiet & (patience == time), Outcome.STALLED, outcome)

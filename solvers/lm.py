@@ -53,8 +53,8 @@ class LM(Iterative):
         tolerance: float = 1e-3,
         damping: float = 1e-3,
         triggs: bool = False,
-        gradient_tolerance: float = 1e-9,
-        step_tolerance: float = 1e-9,
+        gradient_tolerance: float = 0.0,
+        step_tolerance: float = 0.0,
     ) -> None:
         super().__init__(max_steps, tolerance, gradient_tolerance, step_tolerance)
         self.damping, self.triggs = damping, triggs
@@ -94,14 +94,14 @@ class LM(Iterative):
         # A step that was refused says the same by what it promised, as long as damping has not made it small.
         promised = -0.5 * (gradient * delta).sum(1)
         flat = promised <= 0.1 * self.tolerance * memory.energy.abs()
+        # Of a lower energy only the gradient can be broken.
+        broken = ~torch.isfinite(tried.energy + tried.gradient.sum(1))
         stuck = ~lower & ((flat & (damping >= 1)) | (damping > 1e6))
         outcome = torch.zeros_like(lower, dtype=torch.long)
         outcome.masked_fill_(torch.where(lower, done, flat), Outcome.CONVERGED)
         outcome.masked_fill_(stuck, Outcome.STALLED)
-        outcome.masked_fill_(
-            (stuck | (flat & ~lower)) & ~torch.isfinite(tried.energy), Outcome.NOT_FINITE_NEARBY
-        )
-        return outcome.masked_fill_(lower & ~torch.isfinite(tried.gradient).all(1), Outcome.NOT_FINITE)
+        outcome.masked_fill_((stuck | (flat & ~lower)) & broken, Outcome.NOT_FINITE_NEARBY)
+        return outcome.masked_fill_(lower & broken, Outcome.NOT_FINITE)
 
     def _linearize(self, problem: Problem, state: State) -> LMMemory:
         chart = problem.chart(state)
@@ -131,8 +131,9 @@ def _held(problem: Problem, chart: Coordinates, memory: LMMemory) -> tuple[LMMem
 
 def _damped_step(memory: LMMemory) -> Tensor:
     # The floor keeps columns that nothing observes (a hidden wrist without a prior) solvable and still.
-    damped = memory.hessian + torch.diag_embed(memory.damping[:, None] * memory.scale + 1e-6)
+    damped = memory.hessian.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(memory.damping[:, None] * memory.scale + 1e-6)
     factor, _ = torch.linalg.cholesky_ex(damped)
     delta = -torch.cholesky_solve(memory.gradient[..., None], factor)[..., 0]
     # Where rounding left no factor, a step that cannot help raises the damping.
-    return torch.where(torch.isfinite(delta), delta, torch.zeros_like(delta))
+    return delta.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
