@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def _curve(entry: Ours, body: BodyModel, problems: Problems) -> Curve:
 def _mean(curves: list[Curve]) -> Curve:
     """One curve of several problems on a common clock; before its first record a problem is where it started."""
     ends = [curve.seconds[-1] for curve in curves]
-    clock = torch.linspace(0, max(ends), 200, dtype=torch.float64)
+    clock = torch.logspace(-3, math.log10(max(ends)), 300, dtype=torch.float64)
     rows = []
     for curve in curves:
         index = torch.searchsorted(torch.tensor(curve.seconds, dtype=torch.float64), clock, right=True) - 1
@@ -105,9 +106,9 @@ def draw_race(file: Path, curves: list[Curve]) -> None:
         for curve in curves:
             if curve.batch == size:
                 color = f"C{names.index(curve.name)}"
-                style = "-" if curve.name in OURS else "--o"
+                style = "-" if curve.name in OURS else "--"
                 axis.plot(
-                    [1e3 * t for t in curve.seconds], curve.energy, style, ms=3, color=color, label=curve.name
+                    [1e3 * t for t in curve.seconds], curve.energy, style, color=color, label=curve.name
                 )
         axis.set(xscale="log", yscale="log", xlabel="milliseconds per person")
         axis.set_title("one person at a time" if size == 1 else f"a batch of {size}")
