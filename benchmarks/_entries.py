@@ -19,7 +19,8 @@ from fitkit.initialise import make_starts
 from fitkit.priors import GaussianPosePrior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver, solver_names
-from fitkit.solve import Chain, Outcome, Solver, solve
+from fitkit.solve import solve
+from fitkit.solver import Chain, Outcome, Solver
 from fitkit.solvers import LBFGS, LM
 from fitkit.state import State
 from fitkit.trace import Trace

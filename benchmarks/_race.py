@@ -16,7 +16,8 @@ from _problems import Problems, objective
 from fitkit.body import BodyModel
 from fitkit.files import atomic_write
 from fitkit.problem import Problem
-from fitkit.solve import Stage, solve
+from fitkit.solve import solve
+from fitkit.solver import Stage
 from fitkit.solvers import LM
 from fitkit.state import State
 

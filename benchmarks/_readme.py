@@ -1,4 +1,4 @@
-"""Write the README's table of measurements from the committed results: `python benchmarks/_readme.py`."""
+"""Write the README's tables of measurements from the committed results: `python benchmarks/_readme.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- measured: python benchmarks/_readme.py -->", "<!-- /measured -->"
+MEASURED = ("<!-- measured: python benchmarks/_readme.py -->", "<!-- /measured -->")
+SOLVERS = ("<!-- solvers: python benchmarks/_readme.py -->", "<!-- /solvers -->")
 # (what, program, names of the results, how they are written)
 ROWS = (
     (
@@ -59,28 +60,50 @@ ROWS = (
         "{:.0f} ({:.0f}) / {:.0f} ({:.0f})",
     ),
     (
-        "synthetic problems, Levenberg-Marquardt: MPJPE / PA-MPJPE, mm, joint angle, degrees",
-        "solvers",
-        ("accuracy/lm/MPJPE", "accuracy/lm/PA-MPJPE", "accuracy/lm/angle, 21 joints"),
-        "{:.0f} / {:.0f}, {:.1f}",
+        "the same without the detector's 3D directions, and then with `jumps=True`: PA-MPJPE, mm",
+        "photos",
+        (
+            "3D/S8_WalkDog_1.55011271_000026, without directions/PA-MPJPE",
+            "3D/S8_WalkDog_1.55011271_000026, without directions, jumps/PA-MPJPE",
+            "3D/TS1_002001, without directions/PA-MPJPE",
+            "3D/TS1_002001, without directions, jumps/PA-MPJPE",
+        ),
+        "{:.0f}, {:.0f}; {:.0f}, {:.0f}",
     ),
     (
-        "the same, L-BFGS",
+        "SMPLify as in SPIN over Levenberg-Marquardt, time per person, batch 1 / 64",
         "solvers",
-        ("accuracy/lbfgs/MPJPE", "accuracy/lbfgs/PA-MPJPE", "accuracy/lbfgs/angle, 21 joints"),
-        "{:.0f} / {:.0f}, {:.1f}",
-    ),
-    (
-        "time of L-BFGS over that of Levenberg-Marquardt, batch 1 / 64",
-        "solvers",
-        ("ratios/batch 1/lbfgs / lm", "ratios/batch 64/lbfgs / lm"),
+        ("ratios/SMPLify (SPIN)/over lm, batch 1", "ratios/SMPLify (SPIN)/over lm, batch 64"),
         "{:.0f}x / {:.0f}x",
     ),
     (
-        "time of one person alone over one in a batch of 64, Levenberg-Marquardt",
+        "SMPLify-X (one person at a time) over Levenberg-Marquardt at batch 1 / 64, time per person",
         "solvers",
-        ("time/lm/per person, batch 1", "time/lm/per person, batch 64"),
-        "ratio",
+        (
+            "time/SMPLify-X/per person, batch 1",
+            "time/lm/per person, batch 1",
+            "time/SMPLify-X/per person, batch 1",
+            "time/lm/per person, batch 64",
+        ),
+        "two ratios",
+    ),
+    (
+        "mean energy above the lowest of any solver, %: Levenberg-Marquardt / L-BFGS",
+        "solvers",
+        ("energy/lm/mean above the lowest mean", "energy/lbfgs/mean above the lowest mean"),
+        "{:.2f} / {:.2f}",
+    ),
+    (
+        "one person alone over one of a batch of 64, time: Levenberg-Marquardt / L-BFGS",
+        "solvers",
+        ("ratios/lm/alone over in a batch of 64", "ratios/lbfgs/alone over in a batch of 64"),
+        "{:.1f}x / {:.1f}x",
+    ),
+    (
+        "energy alone against in a batch, largest relative difference: Levenberg-Marquardt / L-BFGS",
+        "solvers",
+        ("accuracy/lm/alone against in a batch, energy", "accuracy/lbfgs/alone against in a batch, energy"),
+        "{:.0e} / {:.0e}",
     ),
     (
         "automatic over analytic Jacobian of the keypoints, time, batch 1 / 64",
@@ -103,6 +126,38 @@ ROWS = (
 )
 
 
+# (heading, section, number, how it is written) of the table of solvers
+COLUMNS = (
+    ("energy", "accuracy", "energy", "{:.1f}"),
+    ("2D, noisy", "accuracy", "2D error, noisy points", "{:.2f}"),
+    ("2D, clean", "accuracy", "2D error, clean points", "{:.2f}"),
+    ("MPJPE", "accuracy", "MPJPE", "{:.1f}"),
+    ("PA", "accuracy", "PA-MPJPE", "{:.1f}"),
+    ("angle", "accuracy", "angle, 21 joints", "{:.1f}"),
+    ("limbs", "accuracy", "angle, limbs", "{:.1f}"),
+    ("steps", "accuracy", "steps", "{:.0f}"),
+    ("time, 1", "ratios", "over lm, batch 1", "{:.3g}x"),
+    ("16", "ratios", "over lm, batch 16", "{:.3g}x"),
+    ("64", "ratios", "over lm, batch 64", "{:.3g}x"),
+)
+
+
+def solvers(folder: Path) -> str:
+    """One row per solver and recipe, as Markdown."""
+    rows = json.loads((folder / "solvers.json").read_text())
+    values = {row["name"]: row["value"] for row in rows}
+    names = list(dict.fromkeys(name.split("/")[1] for name in values if name.startswith("accuracy/")))
+    heads = " | ".join(head for head, *_ in COLUMNS)
+    lines = [f"| | {heads} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name in names:
+        cells = []
+        for _, section, number, form in COLUMNS:
+            value = values.get(f"{section}/{name}/{number}")
+            cells.append("" if value is None else form.format(value))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(folder: Path) -> str:
     """The rows as a Markdown table, from `photos.json`, `solvers.json` and `kinematics.json` of one run."""
     results = {
@@ -112,17 +167,22 @@ def table(folder: Path) -> str:
     lines = ["| what | value | program |", "|---|---|---|"]
     for what, program, names, form in ROWS:
         values = [results[program][name] for name in names]
-        text = f"{values[0] / values[1]:.1f}x" if form == "ratio" else form.format(*values)
+        if form == "two ratios":
+            text = f"{values[0] / values[1]:.0f}x / {values[2] / values[3]:.0f}x"
+        else:
+            text = form.format(*values)
         lines.append(f"| {what} | {text} | `{program}.py` |")
     return "\n".join(lines)
 
 
 def main() -> None:
     readme = HERE.parent / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n{table(HERE / 'results' / 'cpu')}\n{END}{after}", encoding="utf-8")
+    text, folder = readme.read_text(encoding="utf-8"), HERE / "results" / "cpu"
+    for (begin, end), made in ((MEASURED, table(folder)), (SOLVERS, solvers(folder))):
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{made}\n{end}{after}"
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

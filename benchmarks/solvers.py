@@ -31,7 +31,7 @@ from fitkit.objectives import Objective, Residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.problem import Problem
-from fitkit.solve import Outcome
+from fitkit.solver import Outcome
 from fitkit.state import State
 
 # How many problems the clock sees at batch 1; slow ones take seconds each.

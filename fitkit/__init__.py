@@ -12,7 +12,7 @@ from fitkit.observation import Observation
 from fitkit.problem import Problem
 from fitkit.registry import chain, get_solver, register_solver, solver_names
 from fitkit.result import FitError, FitResult
-from fitkit.solve import Chain, Outcome, Solver, Stage, Status
+from fitkit.solver import Chain, Outcome, Solver, Stage, Status
 from fitkit.state import State
 
 if TYPE_CHECKING:

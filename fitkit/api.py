@@ -25,7 +25,8 @@ from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
 from fitkit.result import FitResult
-from fitkit.solve import Chain, Outcome, Solver, Stage, solve
+from fitkit.solve import solve
+from fitkit.solver import Chain, Outcome, Solver, Stage
 from fitkit.state import State
 
 if TYPE_CHECKING:

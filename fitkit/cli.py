@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fitkit.camera import Camera
     from fitkit.keypoints import Keypoints
     from fitkit.observe import Photo
-    from fitkit.solve import Chain, Solver
+    from fitkit.solver import Chain, Solver
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 

@@ -244,8 +244,8 @@ class Problem:
         return low, high
 
     def within_bounds(self, state: State) -> State:
-        """The state with what lies outside the bounds moved onto them."""
-        parts = state.parts()
+        """The state with what may move and lies outside the bounds moved onto them."""
+        parts = {name: part for name, part in state.parts().items() if self.free is None or name in self.free}
         inside = {name: parts[name].clamp(*ends) for name, ends in self.bounds.items() if name in parts}
         return replace(state, **inside)
 

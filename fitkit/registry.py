@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from fitkit.solve import Chain, Solver
+from fitkit.solver import Chain, Solver
 
 S = TypeVar("S", bound=type[Solver])
 

@@ -17,7 +17,7 @@ from fitkit._select import Index, as_index
 from fitkit.alternatives import Alternatives
 from fitkit.body.model import BodyModel
 from fitkit.observation import Observation
-from fitkit.solve import Outcome
+from fitkit.solver import Outcome
 from fitkit.state import State
 from fitkit.trace import Trace
 

@@ -1,202 +1,21 @@
-"""Solver protocol, chains, schedules of stages, and the loop that runs any solver on a batch of people."""
+"""solve(): runs any solver, or a chain of them, on a batch of people, from one or several starts each."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fitkit._select import Rows, choose, concatenate
+from fitkit._select import choose, concatenate
 from fitkit.alternatives import Alternatives
-from fitkit.coordinates import Chart
 from fitkit.observation import Observation
 from fitkit.problem import Problem
+from fitkit.solver import Chain, Outcome, Solver, Stage
 from fitkit.state import State
 from fitkit.trace import Recorder, Trace
-
-
-class Outcome(IntEnum):
-    """Why a person's fit stopped."""
-
-    RUNNING = 0
-    CONVERGED = 1
-    MAX_STEPS = 2
-    STALLED = 3
-    NOT_FINITE = 4
-    NOT_ENOUGH_SEEN = 5
-    NO_GRADIENT = 6
-    NOT_FINITE_NEARBY = 7
-    MAX_SECONDS = 8
-
-    @property
-    def failed(self) -> bool:
-        """Whether the state should not be used."""
-        return self in (Outcome.NOT_FINITE, Outcome.NOT_ENOUGH_SEEN)
-
-    @property
-    def message(self) -> str:
-        """In words."""
-        return _MESSAGES[self]
-
-
-_MESSAGES = {
-    Outcome.RUNNING: "still running",
-    Outcome.CONVERGED: "converged: the last step changed less than the tolerance",
-    Outcome.MAX_STEPS: "stopped at the step limit; the state is the best so far",
-    Outcome.STALLED: "stopped: no step lowers the objective any more (a minimum to rounding, or a jump or a wrong "
-    "gradient of the objective)",
-    Outcome.NOT_FINITE: "failed: the objective or its gradient is not finite, or an energy is negative",
-    Outcome.NOT_ENOUGH_SEEN: "failed: fewer than 4 keypoints were seen",
-    Outcome.NO_GRADIENT: "stopped at the start: the gradient is zero, so nothing that may move changes the objective "
-    "there",
-    Outcome.NOT_FINITE_NEARBY: "stopped: the objective is not finite wherever a step would lead; the state is the best "
-    "so far",
-    Outcome.MAX_SECONDS: "stopped at the time limit; the state is the best so far",
-}
-
-
-@dataclass(frozen=True)
-class Status(Rows):
-    """Where a solver stands with each person after a step.
-
-    Attributes:
-        outcome: `(B,)` values of `Outcome`.
-        energy: `(B,)` of the current state.
-        values: `(B, T)` of each term, in the objective's order.
-    """
-
-    outcome: Tensor
-    energy: Tensor
-    values: Tensor
-
-    def __len__(self) -> int:
-        return len(self.outcome)
-
-
-class Solver(ABC):
-    """Lowers an objective from a start. A solver object holds settings (or network weights) only.
-
-    Attributes:
-        name: under which it is registered and reported.
-        requires: parts of the Observation that it reads.
-        max_steps: steps of a run without a schedule.
-        stages: schedule of a run where the caller gives none.
-        coordinates: chart that it moves in where neither problem nor stage says; None for the rotation tangent.
-    """
-
-    name: str
-    requires: frozenset[str] = frozenset()
-    max_steps: int = 100
-    stages: tuple[Stage, ...] = ()
-    coordinates: Chart | None = None
-
-    @abstractmethod
-    def init(self, problem: Problem, state: State) -> tuple[Rows | None, Status]:
-        """Memory (one row per person, or None for a solver that remembers nothing) and status at the start."""
-
-    @abstractmethod
-    def step(self, problem: Problem, state: State, memory: Any) -> tuple[State, Rows | None, Status]:
-        """One step for every person. A person's step never depends on who else is in the batch."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Solvers one after another, `"hund+lm"`: each starts where the last one stopped.
-
-    What counts in the end is the full objective: a solver that leaves a person worse than it found them has not
-    been there.
-
-    Attributes:
-        solvers: in order.
-    """
-
-    solvers: tuple[Solver, ...]
-
-    def __post_init__(self) -> None:
-        if not self.solvers:
-            raise ValueError("a chain of no solvers, expected one or more")
-
-    @property
-    def name(self) -> str:
-        """The names, joined by +."""
-        return "+".join(solver.name for solver in self.solvers)
-
-
-class Iterative(Solver):
-    """A solver of many small steps, each person of which stops on their own.
-
-    Args:
-        max_steps: of a run without a schedule.
-        tolerance: relative fall of the energy in a step below which a person is done.
-        gradient_tolerance: largest component of the gradient below which a person is done; 0 does not look.
-        step_tolerance: the same of the change of an unknown (radians, metres, units of shape).
-    """
-
-    def __init__(
-        self, max_steps: int, tolerance: float, gradient_tolerance: float, step_tolerance: float
-    ) -> None:
-        limits = {"tolerance": tolerance, "gradient_tolerance": gradient_tolerance}
-        for name, value in {**limits, "step_tolerance": step_tolerance, "max_steps": max_steps}.items():
-            if not value >= 0:
-                raise ValueError(f"{self.name}: {name} is {value}, expected no negative number")
-        self.max_steps, self.tolerance = max_steps, tolerance
-        self.gradient_tolerance, self.step_tolerance = gradient_tolerance, step_tolerance
-
-    def _outcome_at_start(self, energy: Tensor, gradient: Tensor) -> Tensor:
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
-        outcome = torch.where(finite, Outcome.RUNNING, Outcome.NOT_FINITE)
-        return torch.where(finite & (gradient == 0).all(1), Outcome.NO_GRADIENT, outcome)
-
-    def _done(self, fall: Tensor, energy: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
-        """Whether a step that lowered the energy by `fall` to `energy` was the last one."""
-        done = fall <= self.tolerance * energy.abs()
-        if self.gradient_tolerance:
-            done = done | (gradient.abs().amax(1) <= self.gradient_tolerance)
-        if self.step_tolerance:
-            done = done | (step.abs().amax(1) <= self.step_tolerance)
-        return done
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a schedule that any iterative solver takes.
-
-    Attributes:
-        max_steps: of this stage.
-        free: blocks of the State that may move; None for those of the problem.
-        weights: factors on terms by name.
-        coordinates: chart to move in; None for the problem's or the solver's own.
-        widen: factor on the width of robust kernels; None for plain least squares.
-        only: names of the terms that count; None for all.
-        branch: makes K starts of every start before the stage, those of one start side by side (such as
-            `fitkit.jumps.kinematic_jumps`): `(problem, state (B)) -> state (B * K)`.
-        keep: how many of a person's starts go on to the next stage, best first; None for all.
-        keep_of_each: the same among starts of one kind, which often end in one place; only where there are several
-            kinds (see `solve`).
-        rank: what the choice at the end goes by, `(problem, state) -> (B,)`, lowest first (such as
-            `fitkit.jumps.evidence`); None for the energy. With `keep=1` in the last stage it names the winner.
-        hinted: whether each start sees its own hint instead of the observation (see `solve`).
-        name: in the trace.
-    """
-
-    max_steps: int
-    free: tuple[str, ...] | None = None
-    weights: Mapping[str, float] | None = None
-    coordinates: Chart | None = None
-    widen: float | None = 1.0
-    only: tuple[str, ...] | None = None
-    branch: Callable[[Problem, State], State] | None = None
-    keep: int | None = None
-    keep_of_each: int | None = None
-    rank: Callable[[Problem, State], Tensor] | None = None
-    hinted: bool = False
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -312,7 +131,7 @@ class _Crowd:
         self.kinds = list(kinds) if kinds is not None else [0] * starts
         self.outcome = torch.zeros_like(rows)
         self.recorder = Recorder(tuple(term.name for term in problem.objective.terms()), len(state))
-        self.best: tuple[State, Tensor] | None = None
+        self.best: tuple[State, Tensor, Tensor] | None = None
         self.dropped: list[tuple[State, Tensor]] = []
 
     def run(
@@ -345,14 +164,13 @@ class _Crowd:
         """At the end of a solver of a chain: go back to the best by the full objective, and keep the best starts."""
         energy = self._energy()
         if self.best is not None:
-            state, before = self.best
+            state, before, outcome = self.best
             worse = (before < energy) | ~torch.isfinite(energy)
             self.state, energy = choose(worse, state, self.state), torch.where(worse, before, energy)
+            self.outcome = torch.where(worse, outcome, self.outcome)
+        self.best = self.state, energy, self.outcome
         if keep is not None and len(self.kinds) > keep:
-            self.best = self.state, energy
             self._keep(keep, [0] * len(self.kinds), True, None)
-        else:
-            self.best = self.state, energy
 
     def solution(self) -> Solution:
         """The best of every person by the full objective."""
@@ -361,9 +179,7 @@ class _Crowd:
         energy = torch.stack(list(values.values())).sum(0)
         finalists, _ = _ranked(energy, people, count, [0] * count)
         best = finalists.view(people, count)[:, 0]
-        for place in range(1, count):
-            other = finalists.view(people, count)[:, place]
-            self.dropped.append((self.state.select(other), energy[other]))
+        self._remember(finalists.view(people, count)[:, 1:], energy)
         outcome = torch.where(
             torch.isfinite(energy), self.outcome, torch.full_like(self.outcome, Outcome.NOT_FINITE)
         )
@@ -382,6 +198,10 @@ class _Crowd:
             time.perf_counter() - self.recorder.began,
         )
 
+    def _remember(self, rows: Tensor, energy: Tensor) -> None:
+        """Starts that lost, `(B, k)` rows, and the energies of all rows."""
+        self.dropped += [(self.state.select(each), energy[each]) for each in rows.unbind(1)]
+
     def _energy(self) -> Tensor:
         return self.problem.select(self.owner).energy(self.state)
 
@@ -396,7 +216,9 @@ class _Crowd:
         if self.hint is not None:
             self.hint = self.hint.select(lanes)
         if self.best is not None:
-            self.best = self.best[0].repeat(times), self.best[1].repeat_interleave(times)
+            best, energy, outcome = self.best
+            again = energy.repeat_interleave(times), outcome.repeat_interleave(times)
+            self.best = best.repeat(times), *again
         self.state, self.owner = state, self.owner.repeat_interleave(times)
         self.lanes = torch.arange(len(state), device=lanes.device)
         self.kinds = [kind for kind in self.kinds for _ in range(times)]
@@ -408,19 +230,18 @@ class _Crowd:
         whole: bool,
         rank: Callable[[Problem, State], Tensor] | None,
     ) -> None:
-        """Only the best starts of each kind go on; the best of the others is remembered if it was fitted whole."""
-        people, count = len(self.problem), len(kinds)
-        energy = self._energy()
+        """Only the best starts of each kind go on; the others are remembered if they were fitted whole."""
+        people, energy = len(self.problem), self._energy()
         score = energy if rank is None else rank(self.problem.select(self.owner), self.state)
         kept, left = _ranked(score, people, keep, kinds)
         if whole:
-            out = _finite(energy).index_fill(0, kept, torch.inf).view(people, count)
-            each = out.argmin(1) + count * torch.arange(people, device=out.device)
-            self.dropped.append((self.state.select(each), out.amin(1)))
+            rest = torch.ones_like(self.owner, dtype=torch.bool).index_fill(0, kept, False)
+            self._remember(rest.nonzero().view(people, -1), energy)
         self.state, self.outcome = self.state.select(kept), self.outcome[kept]
         self.owner, self.lanes = self.owner[kept], self.lanes[kept]
         if self.best is not None:
-            self.best = self.best[0].select(kept), self.best[1][kept]
+            best, before, outcome = self.best
+            self.best = best.select(kept), before[kept], outcome[kept]
         self.kinds = left
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.problem import Problem
-from fitkit.solve import Iterative, Outcome, Stage, Status
+from fitkit.solver import Iterative, Outcome, Stage, Status
 from fitkit.state import State
 
 _SEEN = ("keypoints_2d", "keypoints_3d", "directions")

@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit._select import Rows, choose
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solve import Iterative, Outcome, Status
+from fitkit.solver import Iterative, Outcome, Status
 from fitkit.state import State
 
 C = TypeVar("C", bound="Curvature")

@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit._select import concatenate
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solve import Outcome, Solver, Status
+from fitkit.solver import Outcome, Solver, Status
 from fitkit.state import State
 
 

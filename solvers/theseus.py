@@ -13,7 +13,7 @@ from torch import Tensor
 from fitkit._select import Rows, choose, concatenate
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solve import Iterative, Outcome, Status
+from fitkit.solver import Iterative, Outcome, Status
 from fitkit.state import State
 
 T = TypeVar("T", bound=Rows)

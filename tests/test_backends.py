@@ -19,7 +19,8 @@ from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.priors import GaussianPosePrior
 from fitkit.problem import Problem
-from fitkit.solve import Outcome, Solver, solve
+from fitkit.solve import solve
+from fitkit.solver import Outcome, Solver
 from fitkit.solvers import LM
 from fitkit.solvers.scipy import ScipyBFGS, ScipyLBFGSB, ScipyLeastSquares
 from fitkit.solvers.theseus import TheseusLM

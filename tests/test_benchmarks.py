@@ -63,7 +63,7 @@ def test_solvers(shared_data: Path, tmp_path: Path) -> None:
     assert 0 < numbers["accuracy/lm/PA-MPJPE"] <= numbers["accuracy/lm/MPJPE"] < 200
     assert numbers["accuracy/lm/energy"] < numbers["accuracy/truth/energy"]
     assert numbers["accuracy/lm/failures"] == 0
-    assert numbers["ratios/batch 1/their gradients differ by"] < 1e-6
+    assert numbers["linearize/automatic - closed form/gradient, batch 1"] < 1e-6
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")

@@ -22,7 +22,7 @@ from fitkit.cli import main
 from fitkit.keypoints import Keypoints
 from fitkit.observe import DetectorUnavailable, Photo
 from fitkit.result import FitResult
-from fitkit.solve import Outcome
+from fitkit.solver import Outcome
 from fitkit.solvers import LBFGS
 
 ROOT = Path(__file__).resolve().parents[1]

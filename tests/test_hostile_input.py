@@ -19,7 +19,7 @@ from fitkit.cli import main
 from fitkit.keypoints import Keypoints, get_set
 from fitkit.observation import Observation
 from fitkit.result import FitError, FitResult
-from fitkit.solve import Outcome
+from fitkit.solver import Outcome
 
 # -- what was observed ---------------------------------------------------------------------------------------
 

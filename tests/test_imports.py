@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"prediction"}),
     frozenset({"objectives"}),
     frozenset({"problem"}),
-    frozenset({"alternatives", "trace", "jumps"}),
+    frozenset({"alternatives", "trace", "jumps", "solver"}),
     frozenset({"solve"}),
     frozenset({"registry", "result"}),
     frozenset({"priors", "solvers"}),

@@ -19,7 +19,8 @@ from fitkit.objectives import Keypoints2D
 from fitkit.observation import Observation
 from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
 from fitkit.problem import Problem
-from fitkit.solve import Stage, solve
+from fitkit.solve import solve
+from fitkit.solver import Stage
 from fitkit.solvers import LM
 from fitkit.state import State
 

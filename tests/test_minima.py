@@ -27,7 +27,8 @@ from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.priors import GaussianPosePrior
 from fitkit.problem import Problem
-from fitkit.solve import Outcome, Solution, Solver, Stage, solve
+from fitkit.solve import Solution, solve
+from fitkit.solver import Outcome, Solver, Stage
 from fitkit.solvers import BFGS, LBFGS, LM, Adam
 from fitkit.state import State
 
@@ -38,9 +39,9 @@ ORDER = [2, 0, 3, 1]
 SOLVERS: dict[str, Solver] = {
     "lm": LM(200, tolerance=1e-14),
     "lm-triggs": LM(200, tolerance=1e-14, triggs=True),
-    "lbfgs": LBFGS(600, tolerance=1e-14),
-    "bfgs": BFGS(600, tolerance=1e-14),
-    "adam": Adam(2500, rate=0.1, decay=(0.95, 0.999), tolerance=1e-9, patience=100),
+    "lbfgs": LBFGS(600, tolerance=1e-14, gradient_tolerance=1e-6),
+    "bfgs": BFGS(600, tolerance=1e-14, gradient_tolerance=1e-6),
+    "adam": Adam(2500, 0.1, decay=(0.95, 0.999), tolerance=1e-9, patience=100, gradient_tolerance=1e-5),
 }
 
 
@@ -262,6 +263,15 @@ PROBLEMS: dict[str, Callable[[BodyModel], Known]] = {
 }
 
 
+# Without a robust kernel, the curvature of kernels changes nothing.
+PAIRS = [
+    pytest.param(make, solver, id=f"{problem}-{name}")
+    for problem, make in PROBLEMS.items()
+    for name, solver in SOLVERS.items()
+    if name != "lm-triggs" or problem == "robust-line"
+]
+
+
 # -- minima --------------------------------------------------------------------------------------------------
 
 
@@ -280,8 +290,7 @@ def stopped(solution: Solution) -> bool:
     return bool(ends.all())
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize(("make", "solver"), PAIRS)
 def test_the_minimum_is_found_alone_in_a_batch_and_in_any_order(
     body: BodyModel, make: Callable[[BodyModel], Known], solver: Solver
 ) -> None:
@@ -291,8 +300,8 @@ def test_the_minimum_is_found_alone_in_a_batch_and_in_any_order(
     same(whole.energy, known.energy)
     same(whole.energy, known.problem.energy(whole.state))
     assert stopped(whole)
-    # Some solvers need thousands of steps: what they make of the first ones tells as much.
-    most = min(200, len(whole.trace.step) - 1)
+    # Some solvers need thousands of steps; what they make of the first ones tells as much.
+    most = min(40, len(whole.trace.step) - 1)
     there = whole.trace.energy[most]
     shuffled = run(known.problem.select(ORDER), solver, known.start.select(ORDER), most)
     same(shuffled.energy, there[ORDER])
@@ -314,7 +323,7 @@ def test_a_reachable_pose_is_reached_in_other_coordinates(
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-@pytest.mark.parametrize("name", ["quadratic", "robust-line", "frozen"])
+@pytest.mark.parametrize("name", ["quadratic", "robust-line"])
 def test_single_precision_comes_as_far_as_it_can(body: BodyModel, name: str, solver: Solver) -> None:
     known = PROBLEMS[name](body)
     narrow = body.to(torch.float32)
@@ -362,7 +371,7 @@ class Foreign(Objective):
         self.rows = rows
 
     def residual(self, pred: Prediction, obs: Observation) -> Tensor:
-        sine: Tensor = Backwards.apply(pred.betas)  # type: ignore[no-untyped-call]
+        sine: Tensor = Backwards.apply(pred.betas)
         return sine @ SPREAD[:, : self.rows] - 0.05
 
 

@@ -81,7 +81,8 @@ class L1(Kernel):
     """The absolute residual, smooth within the width: `2 w (sqrt(w^2 + s) - w)` (pseudo-Huber)."""
 
     def cost(self, square: Tensor) -> Tensor:
-        return 2 * self.width * ((square + self.width**2).sqrt() - self.width)
+        # The difference of the roots, without their cancellation near zero.
+        return 2 * self.width * square / ((square + self.width**2).sqrt() + self.width)
 
     def slope(self, square: Tensor) -> Tensor:
         return self.width / (square + self.width**2).sqrt()
