@@ -244,7 +244,7 @@ def test_a_branch_multiplies_starts_and_keeps_their_history(scene: Scene) -> Non
     assert trace.values.shape == (10, 3, 4)
     torch.testing.assert_close(trace.energy[:3], before.trace.energy)
     torch.testing.assert_close(trace.energy[-1], solution.energy)
-    assert solution.alternatives.energy.shape == (3, 3)
+    assert solution.alternatives.energy.shape == (3, 2)
     # The branch that was not turned goes on as if there had been no others.
     plain = solve(scene.problem, LM(), before.state, [Stage(6)])
     assert (solution.energy <= plain.energy + 1e-9).all()
@@ -389,7 +389,7 @@ def test_a_start_that_was_dropped_is_still_an_alternative(body: BodyModel, peopl
 def test_ends_in_one_place_leave_no_doubt(body: BodyModel, people: MakePeople) -> None:
     problem = Problem(body, scored(people), two_ways(ridge=20.0))
     solution = solve(problem, EXACT, facing(body, 0.5, -0.6, 0.9), starts=3)
-    assert solution.alternatives.energy.shape == (3, 3)
+    assert solution.alternatives.energy.shape == (3, 2)
     assert (solution.alternatives.energy < 1e-6).all()
     other, margin = solution.alternatives.runner_up(body, solution.state, solution.energy)
     assert torch.equal(margin, torch.full_like(margin, INF))
