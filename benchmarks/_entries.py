@@ -46,7 +46,7 @@ class Answer:
     def steps(self) -> Tensor:
         """`(B,)` of the start that won; a back end's step may be a whole run."""
         many = torch.full_like(self.outcome, self.evaluations)
-        return many if self.trace is None else self.trace.steps
+        return many if self.trace is None else self.trace.steps_made
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,13 @@ class Peer(Entry):
     """A published recipe, from its one start, in float32 as it runs."""
 
     recipe: Callable[..., tuple[State, int]] | None = None
-    single: bool = True
-    free_transl: bool = False
     mesh: type[OnMesh] = OnMesh
 
     def __call__(self, body: BodyModel, problems: Problems) -> Answer:
         assert self.recipe is not None
-        if self.single:
-            body, problems = body.to(torch.float32), problems.to(torch.float32)
+        body, problems = body.to(torch.float32), problems.to(torch.float32)
         start = peer_start(body, problems.observation)
-        state, count = self.recipe(
-            body, problems.observation, objective(), start, self.free_transl, self.mesh
-        )
+        state, count = self.recipe(body, problems.observation, objective(), start, self.mesh)
         finite = torch.isfinite(state.transl).all(1)
         outcome = torch.where(finite, Outcome.MAX_STEPS, Outcome.NOT_FINITE)
         # Back to the parts that are measured: hands and face of the recipe stay with it.

@@ -196,21 +196,20 @@ def smplify_spin(
     observation: Observation,
     objective: Objective,
     state: State,
-    free_transl: bool = False,
     mesh: type[OnMesh] = OnMesh,
 ) -> tuple[State, int]:
     """SMPLify (Bogo et al., ECCV 2016) as SPIN runs it (Kolotouros et al., ICCV 2019; `smplify/smplify.py`).
 
     Adam in two stages of 100 steps for the whole batch, losses of people summed: orientation and translation on
     the torso, in pixels of SPIN's crop; then pose, shape and orientation on the full objective, the translation
-    frozen as theirs is (unless `free_transl`). Theirs leaves out OpenPose's neck and hips in the second stage; here
+    frozen as theirs is. Theirs leaves out OpenPose's neck and hips in the second stage; here
     the objective says which points count. The depth's pull is theirs in metres, though people stand ten times
     farther from their camera.
     """
     problem, seen, state = _set_up(body, observation, objective, state, mesh)
     scale = CROP / (CROP_MARGIN * seen.extent)
     camera = _camera_loss(problem, seen, state, scale[:, None, None], mesh)
-    moving = ("body_pose", "betas", "global_orient", *(["transl"] if free_transl else []))
+    moving = ("body_pose", "betas", "global_orient")
     for names, loss in ((("global_orient", "transl"), camera), (moving, problem.energy)):
         parameters = _parameters(state, names)
         optimizer = torch.optim.Adam(list(parameters.values()), lr=ADAM_RATE, betas=ADAM_BETAS)
@@ -228,7 +227,6 @@ def smplify_x(
     observation: Observation,
     objective: Objective,
     state: State,
-    free_transl: bool = False,
     mesh: type[OnMesh] = OnMesh,
 ) -> tuple[State, int]:
     """SMPLify-X (Pavlakos et al., CVPR 2019; `smplifyx/fit_single_frame.py`, `cfg_files/fit_smplx.yaml`).
@@ -242,8 +240,8 @@ def smplify_x(
     (half-squares, as our terms are; hands by 45 angles each, not 12 principal components); the eyes, which theirs
     moves too, are at rest. Left out: VPoser, whose place our pose prior takes, and the interpenetration term, which
     needs CUDA; both would make theirs slower. `torch.optim.LBFGS` takes the place of their copy of it, with its
-    tolerances. `free_transl` moves the translation in the body stages too: frozen as theirs is, the energy stays
-    above what it could be.
+    tolerances. With the translation frozen, as
+    theirs is, the energy stays above what it could be.
 
     Raises:
         ValueError: more than one person: an L-BFGS of a batch would tie them together.
@@ -254,7 +252,7 @@ def smplify_x(
     camera = _camera_loss(problem, seen, start, 1000 / observation.camera.height, mesh)
     state, _, evaluations = _lower(start, ("global_orient", "transl"), lambda here, _: camera(here))
     begin = replace(_at_rest(problem.body, start), global_orient=state.global_orient, transl=state.transl)
-    names = tuple(name for name in begin.parts() if free_transl or name != "transl")
+    names = tuple(name for name in begin.parts() if name != "transl")
     turns = [begin]
     if _from_the_side(seen):
         half = geometry.yaw(torch.full_like(begin.transl[:, :1], math.pi))

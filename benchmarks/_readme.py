@@ -71,6 +71,16 @@ ROWS = (
         "{:.0f}, {:.0f}; {:.0f}, {:.0f}",
     ),
     (
+        "with `jumps=True`, S8: PA-MPJPE of the answer, of the next best pose, and how much higher its energy is",
+        "photos",
+        (
+            "3D/S8_WalkDog_1.55011271_000026, jumps/PA-MPJPE",
+            "3D/S8_WalkDog_1.55011271_000026, jumps/next best pose, PA-MPJPE",
+            "3D/S8_WalkDog_1.55011271_000026, jumps/next best pose, energy above",
+        ),
+        "{:.0f}, {:.0f}, {:.1f}",
+    ),
+    (
         "SMPLify as in SPIN over Levenberg-Marquardt, time per person, batch 1 / 64",
         "solvers",
         ("ratios/SMPLify (SPIN)/over lm, batch 1", "ratios/SMPLify (SPIN)/over lm, batch 64"),

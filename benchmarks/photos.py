@@ -26,6 +26,7 @@ from _common import Report, data_folder, options, percentile, sync
 from torch import Tensor
 
 from fitkit.api import fit
+from fitkit.body import BodyModel
 from fitkit.camera import Camera
 from fitkit.files import output_folder
 from fitkit.keypoints import get_set
@@ -35,6 +36,7 @@ from fitkit.observe import load_image, observe
 from fitkit.render import rasterize
 from fitkit.result import FitResult
 from fitkit.show import draw_keypoints, overlay, person_colors, side_view
+from fitkit.state import State
 
 LAYOUT = {
     "photos/index.json": "list of {file, annotated, keypoint_names, format, main_person, annotations}, with the photos",
@@ -300,14 +302,20 @@ def score_3d(folder: Path, entry: dict[str, Any], solver: str, device: str, repo
         }
         for way, result in ways.items():
             add = partial(report.add, "3D", Path(entry["file"]).stem + label + way)
-            joints = result.body.joints(result.state).cpu().double()
-            mine = joints[:, [result.body.joint_set.index(name) for name in LIMBS]]
+            mine, other = (_limbs(result.body, state) for state in (result.state, result.runner_up[0]))
             hips = [LIMBS.index("left_hip"), LIMBS.index("right_hip")]
             add("MPJPE", 1e3 * float(mpjpe(mine, truth, hips)), "mm")
             add("PA-MPJPE", 1e3 * float(pa_mpjpe(mine, truth)), "mm")
             away = (mine[:, hips] - truth[:, hips]).mean(1)[0]
             add("root depth off", float(away[2]), "m")
             add("energy", float(result.energy[0]), "")
+            if math.isfinite(float(result.margin)):
+                add("next best pose, energy above", float(result.margin), "")
+                add("next best pose, PA-MPJPE", 1e3 * float(pa_mpjpe(other, truth)), "mm")
+
+
+def _limbs(body: BodyModel, state: State) -> torch.Tensor:
+    return body.joints(state)[:, [body.joint_set.index(name) for name in LIMBS]].cpu().double()
 
 
 _LABELS = {

@@ -142,7 +142,7 @@ def _fit_parser() -> Parser:
     add("--focal", focal, "PIXELS", type=_number)
     add("--intrinsics", "calibrated camera, pixels", ("FX", "FY", "CX", "CY"), nargs=4, type=_number)
     add("--body", "your file of SMPL, SMPL+H or SMPL-X (default: the embedded open body)", "FILE")
-    jumps = "try every limb the other way in depth as well: two to three times the time"
+    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
     parser.add_argument("--jumps", help=jumps, action="store_true")
     add("--device", "cpu, cuda or cuda:N (default: %(default)s)", "NAME", default="cpu")
     return parser

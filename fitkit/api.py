@@ -140,6 +140,10 @@ def fit(
         0
     """
     _check(objective, solver, keypoints, device, dtype)
+    if jumps and stages is not None:
+        raise ValueError(
+            "jumps and stages given together: jumps are stages of their own (see default_stages)"
+        )
     observation = _observe(source, people, boxes, keypoints, camera, focal)
     model = _body(body).to(dtype, device or "cpu")
     observation = observation.to(model.dtype).to(str(model.device))

@@ -93,6 +93,16 @@ class Coordinates(ABC):
             whole[:, rows, self.blocks[name]] = part
         return whole
 
+    def evened(self, sizes: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Sizes of the numbers (curvatures), those of a block made equal where there are more than degrees of freedom.
+
+        Which of a rotation's numbers turn it depends on the rotation; scaled one by one, the others would run away.
+        """
+        if not self.redundant:
+            return sizes
+        parts = [sizes[:, block] for block in self.blocks.values()]
+        return torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], 1)
+
     def _width(self, name: str, count: int) -> int:
         return count * (self.per_joint if name in ROTATIONS else 1)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fitkit._select import Index
@@ -20,7 +20,7 @@ from fitkit.state import ROTATIONS, State
 
 @dataclass(frozen=True)
 class Linearization:
-    """A least-squares problem around a state: `E(x + d) ~ E + g.d + d.H.d / 2` in the free tangent columns.
+    """A least-squares problem around a state: `E(x + d) ~ E + g.d + d.H.d / 2` in free columns of a chart.
 
     Attributes:
         values: `(B,)` per term.
@@ -175,6 +175,19 @@ class Problem:
             rows.append(folded(term, residual).flatten(1))
         return torch.cat(rows, 1)
 
+    def rows_jacobian(
+        self, x: Float[Tensor, "B D"], chart: Coordinates
+    ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R D"]]:
+        """`rows` and their derivative, forwards where every operation allows it."""
+        x = x.detach()
+        jacobian = _push(lambda x: self.rows(x, chart), x)
+        if jacobian is not None:
+            return self.rows(x, chart), jacobian
+        x.requires_grad_(True)
+        with torch.enable_grad():
+            rows = self.rows(x, chart)
+            return rows.detach(), _pull(rows, x)
+
     def linearize(self, state: State, triggs: bool = False) -> Linearization:
         """Energy, gradient and Gauss-Newton matrix in the free tangent columns at a state.
 
@@ -243,6 +256,13 @@ class Problem:
                 low[chart.blocks[name]], high[chart.blocks[name]] = lowest, highest
         return low, high
 
+    def held(
+        self, chart: Coordinates, x: Float[Tensor, "B D"], gradient: Float[Tensor, "B D"]
+    ) -> Bool[Tensor, "B D"]:
+        """Which numbers stand at a bound that the energy would push them over."""
+        low, high = self.limits(chart)
+        return ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
+
     def within_bounds(self, state: State) -> State:
         """The state with what may move and lies outside the bounds moved onto them."""
         parts = {name: part for name, part in state.parts().items() if self.free is None or name in self.free}
@@ -291,7 +311,7 @@ class Problem:
         here = residual(x)
         count = here.rows[0].numel() if len(state) else 0
         jacobian = None
-        if count > x.shape[1]:
+        if x.shape[1] < count <= MOST_ROWS_FORWARD:
             jacobian = _push(lambda x: residual(x).rows.flatten(1), x)
         if jacobian is None and count > MOST_ROWS:
             return None
@@ -314,8 +334,9 @@ class Problem:
         return gradient, outer / (2 * energy.clamp_min(1e-24))[:, None, None]
 
 
-# Backwards, a Jacobian takes one pass per row, all of them at once in memory.
+# Backwards, a Jacobian takes one pass per row, all of them at once in memory; forwards one per unknown.
 MOST_ROWS = 4096
+MOST_ROWS_FORWARD = 100_000
 
 
 def _push(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:

@@ -120,6 +120,7 @@ class FitResult:
         """The best answer that is another pose, and how much higher its energy is: how clear the decision was.
 
         See `Alternatives.runner_up`; below about 1 the photo did not decide, and the other state deserves a look.
+        Negative where the winner was not chosen by its energy (`jumps`).
         """
         if self.alternatives is None:
             return self.state, torch.full_like(self.energy, torch.inf)
@@ -127,7 +128,7 @@ class FitResult:
 
     @property
     def margin(self) -> Float[Tensor, " B"]:
-        """Energy of the runner-up above the best, infinite where no other pose was found."""
+        """Energy of the runner-up above the best (negative where that is lower), infinite without another pose."""
         return self.runner_up[1]
 
     def vertices(self) -> Float[Tensor, "B V 3"]:

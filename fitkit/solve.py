@@ -84,6 +84,10 @@ def solve(
         raise ValueError(f"solver {solver.name} needs {missing}, which the observation does not have")
     if len(state) != len(problem) * starts:
         raise ValueError(f"solve: {len(state)} starts, expected {starts} for each of {len(problem)} people")
+    if kinds is not None and len(kinds) != starts:
+        raise ValueError(f"solve: {len(kinds)} kinds for {starts} starts per person, expected one for each")
+    if hint is not None and len(hint) != len(state):
+        raise ValueError(f"solve: a hint of {len(hint)} rows for {len(state)} starts, expected one for each")
     problem.body.check(state)
     problem = problem.trimmed(reads)
     if hint is not None:
@@ -208,8 +212,8 @@ class _Crowd:
     def _branch(self, branch: Callable[[Problem, State], State]) -> None:
         people = len(self.owner)
         state = self.problem.within_bounds(branch(self.problem.select(self.owner), self.state))
-        times, rest = divmod(len(state), max(people, 1))
-        if rest or (people and times < 1):
+        times, rest = divmod(len(state), people) if people else (1, 0)
+        if rest or times < 1:
             raise ValueError(f"a stage's branch made {len(state)} starts of {people}, expected a multiple")
         lanes = self.lanes.repeat_interleave(times)
         self.recorder.branch(lanes)
@@ -236,7 +240,7 @@ class _Crowd:
         kept, left = _ranked(score, people, keep, kinds)
         if whole:
             rest = torch.ones_like(self.owner, dtype=torch.bool).index_fill(0, kept, False)
-            self._remember(rest.nonzero().view(people, -1), energy)
+            self._remember(rest.nonzero().view(people, len(kinds) - len(left)), energy)
         self.state, self.outcome = self.state.select(kept), self.outcome[kept]
         self.owner, self.lanes = self.owner[kept], self.lanes[kept]
         if self.best is not None:
@@ -258,7 +262,7 @@ def _run(
     """One stage: steps until everybody is done, rows that are done leaving the batch as they go."""
     names = tuple(term.name for term in problem.objective.terms())
     memory, status = solver.init(problem, state)
-    recorder.add(stage.name, names, lanes, status.values, status.energy, begins=True)
+    recorder.add(stage.name, names, lanes, status.values, status.energy, torch.zeros_like(lanes))
     rows = torch.arange(len(state), device=lanes.device)
     finished: list[tuple[Tensor, State, Tensor]] = []
     end, every = Outcome.MAX_STEPS, CHECK_EVERY.get(lanes.device.type, 1)
@@ -276,12 +280,12 @@ def _run(
             if limit is not None and time.perf_counter() > limit:
                 end = Outcome.MAX_SECONDS
                 break
+        going = status.outcome == Outcome.RUNNING
         moved, memory, after = solver.step(problem, state, memory)
         if every > 1:  # who is done stays where they are until somebody looks
-            going = status.outcome == Outcome.RUNNING
             moved, after = choose(going, moved, state), choose(going, after, status)
         state, status = moved, after
-        recorder.add(stage.name, names, lanes[rows], status.values, status.energy)
+        recorder.add(stage.name, names, lanes[rows], status.values, status.energy, going)
         if on_step is not None:
             on_step(step + 1, stage.name)
     stopped = torch.where(

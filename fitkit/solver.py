@@ -124,6 +124,23 @@ class Chain:
         return "+".join(solver.name for solver in self.solvers)
 
 
+def outcome_at_start(energy: Tensor, gradient: Tensor) -> Tensor:
+    """`(B,)` outcomes before the first step, of energies and the gradients of what may move."""
+    finite = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
+    outcome = torch.where(finite, Outcome.RUNNING, Outcome.NOT_FINITE)
+    return torch.where(finite & (gradient == 0).all(1), Outcome.NO_GRADIENT, outcome)
+
+
+def refuse_bounds(name: str, problem: Problem, state: State) -> None:
+    """For a solver that cannot keep bounds: a ValueError where there are any on what may move."""
+    bounded = [block for block in problem.bounds if block in problem.chart(state).blocks]
+    if bounded:
+        raise ValueError(
+            f"solver {name} cannot keep the bounds on {bounded}: expected none, or a solver that can "
+            "(lm, lbfgs, bfgs, adam, scipy-lbfgsb, scipy-least-squares)"
+        )
+
+
 class Iterative(Solver):
     """A solver of many small steps, each person of which stops on their own.
 
@@ -144,13 +161,8 @@ class Iterative(Solver):
         self.max_steps, self.tolerance = max_steps, tolerance
         self.gradient_tolerance, self.step_tolerance = gradient_tolerance, step_tolerance
 
-    def _outcome_at_start(self, energy: Tensor, gradient: Tensor) -> Tensor:
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
-        outcome = torch.where(finite, Outcome.RUNNING, Outcome.NOT_FINITE)
-        return torch.where(finite & (gradient == 0).all(1), Outcome.NO_GRADIENT, outcome)
-
     def _done(self, fall: Tensor, energy: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
-        """Whether a step that lowered the energy by `fall` to `energy` was the last one."""
+        """Whether a step that lowered the energy by `fall`, from `energy`, was the last one."""
         done = fall <= self.tolerance * energy.abs()
         if self.gradient_tolerance:
             done = done | (gradient.abs().amax(1) <= self.gradient_tolerance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -52,13 +52,18 @@ class Trace:
 
     @property
     def energy(self) -> Float[Tensor, "T B"]:
-        """Their sum."""
+        """Of the terms that the stage counted."""
         return self._recorder.table.energy[:, self._lanes]
 
     @property
-    def steps(self) -> Int[Tensor, " B"]:
+    def steps_made(self) -> Int[Tensor, " B"]:
         """Steps that were made of each person's start, before and after it branched off another."""
         return self._recorder.table.steps[self._lanes]
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickles and copies: one person of a thousand does not take the others along."""
+        lanes = torch.arange(len(self._lanes), device=self._lanes.device)
+        return {"_recorder": self._recorder.only(self._lanes), "_lanes": lanes}
 
     def select(self, rows: Tensor) -> Trace:
         """The trace of some of the people."""
@@ -67,10 +72,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class _Record:
-    """One moment: values `(b, names)` and energy `(b,)` of the lanes `(b,)` that were running.
-
-    A record without names says that from here on lane i continues what lane `lanes[i]` was.
-    """
+    """One moment: values `(b, names)` and energy `(b,)` of the lanes `(b,)`, and who of them made a step `(b,)`."""
 
     seconds: float
     stage: str
@@ -78,7 +80,7 @@ class _Record:
     lanes: Tensor
     values: Tensor
     energy: Tensor
-    begins: bool = False
+    moved: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,13 @@ class Recorder:
 
     def __init__(self, terms: tuple[str, ...], lanes: int) -> None:
         self.terms, self.lanes, self.began = terms, lanes, time.perf_counter()
-        self.events: list[_Record] = []
+        # Tensors among them are branches: from there on lane i continues what lane `branch[i]` was.
+        self.events: list[_Record | Tensor] = []
 
     @property
     def records(self) -> list[_Record]:
         """What was added."""
-        return [event for event in self.events if event.names]
+        return [event for event in self.events if isinstance(event, _Record)]
 
     def add(
         self,
@@ -112,35 +115,44 @@ class Recorder:
         lanes: Tensor,
         values: Tensor,
         energy: Tensor,
-        begins: bool = False,
+        moved: Tensor,
     ) -> None:
         """One record, of a step or of where a stage begins; cheap, because a solver waits for it."""
         seconds = time.perf_counter() - self.began
-        self.events.append(_Record(seconds, stage, names, lanes, values, energy, begins))
+        self.events.append(_Record(seconds, stage, names, lanes, values, energy, moved))
 
     def branch(self, lanes: Tensor) -> None:
         """From here on lane i continues what lane `lanes[i]` was."""
-        self.events.append(_Record(0.0, "", (), lanes, lanes, lanes))
+        self.events.append(lanes)
+
+    def only(self, lanes: Tensor) -> Recorder:
+        """The histories of some lanes, which are lanes 0, 1, ... of the result."""
+        kept, nobody = Recorder(self.terms, len(lanes)), lanes[:0]
+        kept.events = [
+            replace(record, lanes=nobody, values=nobody, energy=nobody, moved=nobody)
+            for record in self.records
+        ]
+        table = self.table
+        kept.table = _Table(table.values[:, lanes], table.energy[:, lanes], table.steps[lanes])
+        return kept
 
     @cached_property
     def table(self) -> _Table:
         """Everything in rows of the last lanes; who was not running stands where they were."""
-        like = self.events[0].energy
+        like = self.records[0].energy
         energy = like.new_full((self.lanes,), torch.nan)
         values = like.new_full((self.lanes, len(self.terms)), torch.nan)
         steps = torch.zeros(self.lanes, dtype=torch.long, device=like.device)
         history: list[tuple[Tensor, Tensor]] = []
         for event in self.events:
-            lanes = event.lanes
-            if not event.names:
-                history = [(old[lanes], sums[lanes]) for old, sums in history]
-                energy, values, steps = energy[lanes], values[lanes], steps[lanes]
+            if isinstance(event, Tensor):
+                history = [(old[event], sums[event]) for old, sums in history]
+                energy, values, steps = energy[event], values[event], steps[event]
                 continue
-            energy, values = energy.clone(), values.clone()
+            energy, values, lanes = energy.clone(), values.clone(), event.lanes
             energy[lanes] = event.energy
             columns = torch.tensor([self.terms.index(name) for name in event.names], device=lanes.device)
             values[lanes[:, None], columns] = event.values
-            if not event.begins:
-                steps.index_add_(0, lanes, torch.ones_like(lanes))
+            steps.index_add_(0, lanes, event.moved.long())
             history.append((values, energy))
         return _Table(torch.stack([v for v, _ in history]), torch.stack([e for _, e in history]), steps)

@@ -39,8 +39,7 @@ class GaussianPosePrior(Objective):
     latent_size = 6 * JOINTS
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        self.path = None if weights is None else str(weights)
-        self.mean, self.factor, self.whitening = _load(self.path)
+        self.mean, self.factor, self.whitening, self._moved = _load(None if weights is None else str(weights))
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         mean, _, whitening, _ = self._like(pred.body_pose)
@@ -58,10 +57,16 @@ class GaussianPosePrior(Objective):
         pulled = (residual.rows[..., 0] @ whitening).view(people, JOINTS, 6, 1)
         # Precision times the block-diagonal derivative of the 6D numbers: one product per joint, for everybody.
         half = precision @ each.permute(1, 2, 0, 3).reshape(JOINTS, 6, 3 * people)
-        half = half.view(JOINTS, JOINTS, 6, people, 3).permute(3, 1, 2, 0, 4).reshape(-1, 6, 3 * JOINTS)
-        each = each.mT.reshape(-1, 3, 6)
+        half = (
+            half.view(JOINTS, JOINTS, 6, people, 3)
+            .permute(3, 1, 2, 0, 4)
+            .reshape(JOINTS * people, 6, 3 * JOINTS)
+        )
+        each = each.mT.reshape(JOINTS * people, 3, 6)
         gradient, hessian = pose.new_zeros(people, size), pose.new_zeros(people, size, size)
-        gradient[:, : 3 * JOINTS] = self.weight * torch.bmm(each, pulled.view(-1, 6, 1)).view(people, -1)
+        gradient[:, : 3 * JOINTS] = self.weight * torch.bmm(each, pulled.view(JOINTS * people, 6, 1)).view(
+            people, 3 * JOINTS
+        )
         rows = torch.bmm(each, half).view(people, 3 * JOINTS, 3 * JOINTS)
         torch.mul(rows, self.weight, out=hessian[:, : 3 * JOINTS, : 3 * JOINTS])
         return gradient, hessian
@@ -87,19 +92,20 @@ class GaussianPosePrior(Objective):
 
     def _like(self, other: Tensor) -> tuple[Tensor, ...]:
         """Mean, factor of the covariance, whitening, and precision as `(21, 126, 6)` columns by joint."""
-        return _tables(self.path, other.dtype, other.device)
+        key = (other.dtype, other.device)
+        if key not in self._moved:
+            with torch.inference_mode(False):  # kept: no later gradient could go through an inference tensor
+                precision = (self.whitening.mT @ self.whitening).view(-1, JOINTS, 6).transpose(0, 1)
+                tables = (self.mean, self.factor, self.whitening, precision.contiguous())
+                self._moved[key] = tuple(table.to(other.device, other.dtype) for table in tables)
+        return self._moved[key]
 
 
 @cache
-@torch.inference_mode(False)  # kept: no later gradient could go through an inference tensor
-def _tables(path: str | None, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    mean, factor, whitening = _load(path)
-    precision = (whitening.mT @ whitening).view(-1, JOINTS, 6).transpose(0, 1).contiguous()
-    return tuple(table.to(device, dtype) for table in (mean, factor, whitening, precision))
-
-
-@cache
-def _load(path: str | None) -> tuple[Tensor, Tensor, Tensor]:
+def _load(
+    path: str | None,
+) -> tuple[Tensor, Tensor, Tensor, dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]]]:
+    """Mean, factor of the covariance and its inverse; and where every prior of these weights keeps its tables."""
     if path is None:
         raw = files("fitkit.priors.data").joinpath("gaussian.safetensors").read_bytes()
     else:
@@ -112,7 +118,7 @@ def _load(path: str | None) -> tuple[Tensor, Tensor, Tensor]:
             raise ValueError(f"pose prior {path or '(shipped)'}: {name} has shape {got}, expected {shape}")
     factor = torch.linalg.cholesky(tensors["covariance"].double())
     eye = torch.eye(len(factor), dtype=factor.dtype)
-    return tensors["mean"].double(), factor, torch.linalg.solve_triangular(factor, eye, upper=False)
+    return tensors["mean"].double(), factor, torch.linalg.solve_triangular(factor, eye, upper=False), {}
 
 
 def fit_gaussian(rotations: Float[np.ndarray, "N 21 3 3"], noise: float = NOISE) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.problem import Problem
-from fitkit.solver import Iterative, Outcome, Stage, Status
+from fitkit.solver import Iterative, Outcome, Stage, Status, outcome_at_start
 from fitkit.state import State
 
 _SEEN = ("keypoints_2d", "keypoints_3d", "directions")
@@ -63,6 +63,10 @@ class Adam(Iterative):
         step_tolerance: float = 0.0,
     ) -> None:
         super().__init__(max_steps, tolerance, gradient_tolerance, step_tolerance)
+        if patience < 1 or not rate > 0:
+            raise ValueError(
+                f"adam: patience is {patience} and rate {rate}, expected at least 1 and more than 0"
+            )
         self.rate, self.decay, self.patience = rate, decay, patience
         self.stages = (
             Stage(
@@ -84,7 +88,8 @@ class Adam(Iterative):
         energy, none = values.sum(1), torch.zeros_like(x)
         time = torch.zeros_like(energy)
         memory = AdamMemory(state, x, gradient, none, none, time, x, energy, values, time)
-        return memory, Status(self._outcome_at_start(energy, gradient), energy, values)
+        pull = gradient.masked_fill(problem.held(chart, x, gradient), 0) if problem.bounds else gradient
+        return memory, Status(outcome_at_start(energy, pull), energy, values)
 
     def step(self, problem: Problem, state: State, memory: AdamMemory) -> tuple[State, AdamMemory, Status]:
         chart = problem.chart(memory.reference)

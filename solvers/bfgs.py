@@ -39,12 +39,15 @@ class InverseHessian(Curvature):
         moved = (matrix @ change[..., None])[..., 0]
         weight = torch.where(useful, 1 / product, 0.0)
         along = weight * (1 + weight * (change * moved).sum(1))
-        cross = (weight[:, None] * step)[:, :, None] * moved[:, None]
-        matrix = matrix + along[:, None, None] * step[:, :, None] * step[:, None] - cross - cross.mT
+        # Both rank-one parts as one product of two columns, so that no more of these large matrices are made.
+        left = torch.stack([step, -weight[:, None] * moved], 2)
+        right = torch.stack([along[:, None] * step - weight[:, None] * moved, step], 2)
+        matrix = torch.baddbmm(matrix, left, right.mT)
         return InverseHessian(matrix, self.guess, self.untouched & ~useful)
 
     def forgotten(self, where: Tensor) -> InverseHessian:
-        matrix = torch.where(where[:, None, None], torch.diag_embed(self.guess), self.matrix)
+        matrix = self.matrix.masked_fill(where[:, None, None], 0)
+        matrix.diagonal(dim1=1, dim2=2).add_(where[:, None] * self.guess)
         return InverseHessian(matrix, self.guess, self.untouched | where)
 
     def newton(self, gradient: Tensor) -> Tensor:
@@ -55,29 +58,10 @@ class BFGS(QuasiNewton):
     """Broyden, Fletcher, Goldfarb, Shanno (1970), Nocedal & Wright (2006), algorithm 6.1.
 
     The baseline of HUND (figures 3 and 4), for a batch: every person has an inverse Hessian and a line search of
-    their own.
-
-    Args:
-        max_steps: evaluations of a run without a schedule.
-        tolerance: relative fall of the energy below which a person is done.
-        max_tries: evaluations on one line.
-        gradient_tolerance: see `Iterative`.
-        step_tolerance: see `Iterative`.
-        scaled: whether the first guess of the curvature is the Gauss-Newton diagonal, or none.
+    their own. Settings are those of `QuasiNewton`.
     """
 
     name = "bfgs"
-
-    def __init__(
-        self,
-        max_steps: int = 300,
-        tolerance: float = 1e-6,
-        max_tries: int = 20,
-        gradient_tolerance: float = 1e-7,
-        step_tolerance: float = 1e-9,
-        scaled: bool = True,
-    ) -> None:
-        super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance, scaled)
 
     def _ignorance(self, guess: Tensor) -> InverseHessian:
         return InverseHessian(torch.diag_embed(guess), guess, torch.ones_like(guess[:, 0], dtype=torch.bool))

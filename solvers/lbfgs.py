@@ -69,13 +69,7 @@ class LBFGS(QuasiNewton):
     problem's coordinates.
 
     Args:
-        max_steps: evaluations of a run without a schedule.
-        tolerance: relative fall of the energy below which a person is done.
-        history: pairs kept.
-        max_tries: evaluations on one line.
-        gradient_tolerance: see `Iterative`.
-        step_tolerance: see `Iterative`.
-        scaled: whether the first guess of the curvature is the Gauss-Newton diagonal, or none.
+        history: pairs kept; the other settings are those of `QuasiNewton`.
     """
 
     name = "lbfgs"
@@ -91,6 +85,8 @@ class LBFGS(QuasiNewton):
         scaled: bool = True,
     ) -> None:
         super().__init__(max_steps, tolerance, max_tries, gradient_tolerance, step_tolerance, scaled)
+        if history < 1:
+            raise ValueError(f"{self.name}: history is {history}, expected at least 1")
         self.history = history
 
     def _ignorance(self, guess: Tensor) -> Pairs:

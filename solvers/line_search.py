@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit._select import Rows, choose
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solver import Iterative, Outcome, Status
+from fitkit.solver import Iterative, Outcome, Status, outcome_at_start
 from fitkit.state import State
 
 C = TypeVar("C", bound="Curvature")
@@ -103,24 +103,34 @@ class SearchMemory(Rows):
 
 
 class QuasiNewton(Iterative, ABC):
-    """Descent along `-H g` with the line search of Nocedal & Wright (2006), algorithms 3.5 and 3.6.
+    """Descent along `-H g` with a line search after Nocedal & Wright (2006), algorithms 3.5 and 3.6.
 
     One step is one evaluation for everybody. A person whose point satisfies the strong Wolfe conditions takes it
     and turns to a new line; the others look further along theirs. So nobody waits for anybody, every evaluation is
     of the whole batch, and the host never asks how a search went. Bounds are met by projection: unknowns that a
     bound holds back leave the direction, and points of the line are moved into the bounds.
+
+    Args:
+        max_steps: evaluations of a run without a schedule.
+        tolerance: relative fall of the energy below which a person is done.
+        max_tries: evaluations on one line.
+        gradient_tolerance: see `Iterative`.
+        step_tolerance: see `Iterative`.
+        scaled: whether the first guess of the curvature is the Gauss-Newton diagonal, or none.
     """
 
     def __init__(
         self,
-        max_steps: int,
-        tolerance: float,
-        max_tries: int,
-        gradient_tolerance: float,
-        step_tolerance: float,
-        scaled: bool,
+        max_steps: int = 300,
+        tolerance: float = 1e-6,
+        max_tries: int = 20,
+        gradient_tolerance: float = 1e-7,
+        step_tolerance: float = 1e-9,
+        scaled: bool = True,
     ) -> None:
         super().__init__(max_steps, tolerance, gradient_tolerance, step_tolerance)
+        if max_tries < 1:
+            raise ValueError(f"{self.name}: max_tries is {max_tries}, expected at least 1")
         self.max_tries, self.scaled = max_tries, scaled
 
     @abstractmethod
@@ -136,10 +146,7 @@ class QuasiNewton(Iterative, ABC):
         if not self.scaled:
             length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             return (1 / length.clamp_min(1.0)).expand_as(gradient)
-        diagonal = problem.linearize_in(chart).hessian.diagonal(dim1=1, dim2=2)
-        if chart.redundant:  # numbers of a block of different scales would lengthen the columns of a rotation
-            parts = [diagonal[:, block] for block in chart.blocks.values()]
-            diagonal = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], 1)
+        diagonal = chart.evened(problem.linearize_in(chart).hessian.diagonal(dim1=1, dim2=2))
         # What the start says little about is not what turns most.
         diagonal = torch.maximum(diagonal, 1e-3 * diagonal.amax(1, keepdim=True))
         return torch.where(torch.isfinite(diagonal) & (diagonal > 0), 1 / diagonal, 1.0)
@@ -154,7 +161,7 @@ class QuasiNewton(Iterative, ABC):
         lost = torch.zeros_like(none, dtype=torch.bool)
         memory = SearchMemory(state, x, start, x, start, x.new_zeros(len(x), 3), none, none, lost, curvature)
         memory = _turned(problem, chart, memory, ~lost)
-        outcome = self._outcome_at_start(energy, _free(problem, chart, x, gradient))
+        outcome = outcome_at_start(energy, _free(problem, chart, x, gradient))
         return memory, Status(outcome, energy, values)
 
     def step(
@@ -169,11 +176,9 @@ class QuasiNewton(Iterative, ABC):
         there = torch.where(wolfe[:, None], x, self._place(problem, chart, memory, memory.low.along))
         step = torch.where(taken[:, None], there - memory.x, 0.0)
         failed = hopeless & ~taken
-        outcome = torch.where(
-            taken & self._done(memory.start.energy - found.energy, memory.start.energy, found.gradient, step),
-            Outcome.CONVERGED,
-            Outcome.RUNNING,
-        )
+        fall, slope = memory.start.energy - found.energy, _free(problem, chart, there, found.gradient)
+        done = taken & self._done(fall, memory.start.energy, slope, step)
+        outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
         stuck = torch.where(torch.isfinite(trial.energy), Outcome.STALLED, Outcome.NOT_FINITE_NEARBY)
         outcome = torch.where(failed & memory.steepest, stuck, outcome)
         curvature = memory.curvature.updated(step, found.gradient - memory.start.gradient, taken)
@@ -226,11 +231,7 @@ class QuasiNewton(Iterative, ABC):
 
 def _free(problem: Problem, chart: Coordinates, x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient without what a bound holds back."""
-    if not problem.bounds:
-        return gradient
-    low, high = problem.limits(chart)
-    held = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
-    return gradient.masked_fill(held, 0)
+    return gradient.masked_fill(problem.held(chart, x, gradient), 0) if problem.bounds else gradient
 
 
 def _turned(problem: Problem, chart: Coordinates, memory: SearchMemory, where: Tensor) -> SearchMemory:

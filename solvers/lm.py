@@ -10,7 +10,7 @@ from torch import Tensor
 from fitkit._select import Rows, choose
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solver import Iterative, Outcome, Status
+from fitkit.solver import Iterative, Outcome, Status, outcome_at_start
 from fitkit.state import State
 
 
@@ -62,56 +62,44 @@ class LM(Iterative):
     def init(self, problem: Problem, state: State) -> tuple[LMMemory, Status]:
         memory = self._linearize(problem, state)
         free, _ = _held(problem, problem.chart(state), memory)
-        outcome = self._outcome_at_start(memory.energy, free.gradient)
-        return memory, Status(outcome, memory.energy, memory.values)
+        return memory, Status(outcome_at_start(memory.energy, free.gradient), memory.energy, memory.values)
 
     def step(self, problem: Problem, state: State, memory: LMMemory) -> tuple[State, LMMemory, Status]:
         chart = problem.chart(state)
         free, x = _held(problem, chart, memory)
-        delta = _damped_step(free)
+        newton, solved = _damped_step(free)
+        delta = newton
         if x is not None:
             low, high = problem.limits(chart)
-            delta = (x + delta).clamp(low, high) - x
+            delta = (x + newton).clamp(low, high) - x
         there = chart.moved(delta)
         tried = self._linearize(problem, there)
-        lower = tried.energy < memory.energy  # False where it is not finite
+        # False where it is not finite; a state without a gradient would be the end of the road.
+        finite = torch.isfinite(tried.energy + tried.gradient.sum(1))
+        lower = (tried.energy < memory.energy) & finite
         damping = torch.where(lower, memory.damping * 0.3, memory.damping * 4).clamp(1e-9, 1e8)
-        outcome = self._outcome(memory, tried, delta, free.gradient, lower, damping)
-        state = choose(lower, there, state)
-        memory = choose(lower, replace(tried, damping=damping), replace(memory, damping=damping))
-        return state, memory, Status(outcome, memory.energy, memory.values)
 
-    def _outcome(
-        self,
-        memory: LMMemory,
-        tried: LMMemory,
-        delta: Tensor,
-        gradient: Tensor,
-        lower: Tensor,
-        damping: Tensor,
-    ) -> Tensor:
-        done = self._done(memory.energy - tried.energy, memory.energy, tried.gradient, delta)
-        # A step that was refused says the same by what it promised, as long as damping has not made it small.
-        promised = -0.5 * (gradient * delta).sum(1)
-        flat = promised <= 0.1 * self.tolerance * memory.energy.abs()
-        # Of a lower energy only the gradient can be broken.
-        broken = ~torch.isfinite(tried.energy + tried.gradient.sum(1))
+        # What a refused step promised says whether there was anything to win, as long as damping has not made it small.
+        promised = -0.5 * (free.gradient * newton).sum(1)
+        flat = solved & (promised <= 0.1 * self.tolerance * memory.energy.abs())
+        done = self._done(memory.energy - tried.energy, memory.energy, free.gradient, delta)
+        if x is not None:  # a step that a bound cut short is no sign of an end
+            done = done & (promised <= self.tolerance * memory.energy.abs())
         stuck = ~lower & ((flat & (damping >= 1)) | (damping > 1e6))
         outcome = torch.zeros_like(lower, dtype=torch.long)
         outcome.masked_fill_(torch.where(lower, done, flat), Outcome.CONVERGED)
         outcome.masked_fill_(stuck, Outcome.STALLED)
-        outcome.masked_fill_((stuck | (flat & ~lower)) & broken, Outcome.NOT_FINITE_NEARBY)
-        return outcome.masked_fill_(lower & broken, Outcome.NOT_FINITE)
+        outcome.masked_fill_((stuck | (flat & ~lower)) & ~finite, Outcome.NOT_FINITE_NEARBY)
+
+        state = choose(lower, there, state)
+        memory = choose(lower, replace(tried, damping=damping), replace(memory, damping=damping))
+        return state, memory, Status(outcome, memory.energy, memory.values)
 
     def _linearize(self, problem: Problem, state: State) -> LMMemory:
         chart = problem.chart(state)
         here = problem.linearize_in(chart, self.triggs)
-        scale = here.hessian.diagonal(dim1=1, dim2=2)
-        if chart.redundant:
-            # More numbers than degrees of freedom: one that hardly turns anything would be damped hardly at all and
-            # run away, so the numbers of a block are damped alike.
-            parts = [scale[:, block] for block in chart.blocks.values()]
-            scale = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], 1)
+        # One of too many numbers that hardly turns anything would be damped hardly at all, and run away.
+        scale = chart.evened(here.hessian.diagonal(dim1=1, dim2=2))
         values = torch.stack(list(here.values.values()), 1)
         damping = torch.full_like(here.energy, self.damping)
         return LMMemory(damping, scale, here.hessian, here.gradient, here.energy, values)
@@ -122,18 +110,18 @@ def _held(problem: Problem, chart: Coordinates, memory: LMMemory) -> tuple[LMMem
     if not problem.bounds:
         return memory, None
     x = chart.encode(chart.reference)
-    low, high = problem.limits(chart)
-    held = ((x <= low) & (memory.gradient > 0)) | ((x >= high) & (memory.gradient < 0))
+    held = problem.held(chart, x, memory.gradient)
     apart = held[:, :, None] | held[:, None]
     hessian = memory.hessian.masked_fill(apart, 0) + torch.diag_embed(held.to(x.dtype))
     return replace(memory, gradient=memory.gradient.masked_fill(held, 0), hessian=hessian), x
 
 
-def _damped_step(memory: LMMemory) -> Tensor:
+def _damped_step(memory: LMMemory) -> tuple[Tensor, Tensor]:
+    """The step `(B, D)`, zero where rounding left no factor, and `(B,)` whether there was one."""
     # The floor keeps columns that nothing observes (a hidden wrist without a prior) solvable and still.
     damped = memory.hessian.clone()
     damped.diagonal(dim1=1, dim2=2).add_(memory.damping[:, None] * memory.scale + 1e-6)
-    factor, _ = torch.linalg.cholesky_ex(damped)
+    factor, failed = torch.linalg.cholesky_ex(damped)
     delta = -torch.cholesky_solve(memory.gradient[..., None], factor)[..., 0]
-    # Where rounding left no factor, a step that cannot help raises the damping.
-    return delta.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    solved = failed == 0
+    return delta.masked_fill(~solved[:, None], 0), solved

@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit._select import concatenate
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solver import Outcome, Solver, Status
+from fitkit.solver import Outcome, Solver, Status, outcome_at_start, refuse_bounds
 from fitkit.state import State
 
 
@@ -41,14 +41,12 @@ class _Scipy(Solver, ABC):
         _optimize(self.name)
 
     def init(self, problem: Problem, state: State) -> tuple[None, Status]:
+        if not self.keeps_bounds:
+            refuse_bounds(self.name, problem, state)
         chart = problem.chart(state)
-        self._check(problem, chart)
         values, gradient = problem.values_and_grad(chart.encode(state), chart)
         energy = values.sum(1)
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
-        outcome = torch.where(finite, Outcome.RUNNING, Outcome.NOT_FINITE)
-        outcome = torch.where(finite & (gradient == 0).all(1), Outcome.NO_GRADIENT, outcome)
-        return None, Status(outcome, energy, values)
+        return None, Status(outcome_at_start(energy, gradient), energy, values)
 
     def step(self, problem: Problem, state: State, memory: None) -> tuple[State, None, Status]:
         people = range(len(state))
@@ -77,16 +75,6 @@ class _Scipy(Solver, ABC):
         if function.best is None:
             return state, Outcome.NOT_FINITE
         return chart.decode(function.best), outcome
-
-    def _check(self, problem: Problem, chart: Coordinates) -> None:
-        if self.keeps_bounds:
-            return
-        names = [name for name in problem.bounds if name in chart.blocks]
-        if names:
-            raise ValueError(
-                f"solver {self.name} cannot keep the bounds on {names}: expected none, or a solver that can "
-                "(lm, scipy-lbfgsb, scipy-least-squares)"
-            )
 
 
 class ScipyBFGS(_Scipy):
@@ -205,8 +193,8 @@ class _Function:
 
     def jacobian(self, x: np.ndarray) -> np.ndarray:
         """Their derivative `(R, D)`."""
-        jacobian = self._call(_jacobian, self.problem, self._tensor(x), self.chart)
-        return np.asarray(jacobian.detach().double().cpu().numpy())
+        _, jacobian = self._call(self.problem.rows_jacobian, self._tensor(x), self.chart)
+        return np.asarray(jacobian[0].double().cpu().numpy())
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(x, dtype=np.float64))[None].to(self.chart.reference.transl)
@@ -221,18 +209,6 @@ class _Function:
         except Exception as error:
             self.raised = error
             raise
-
-
-def _jacobian(problem: Problem, x: Tensor, chart: Coordinates) -> Tensor:
-    def rows(x: Tensor) -> Tensor:
-        return problem.rows(x, chart)[0]
-
-    try:
-        forward: Tensor = torch.func.jacfwd(rows)(x)
-        return forward[:, 0]
-    except (RuntimeError, NotImplementedError):  # an operation of the objective has no forward mode
-        backward: Tensor = torch.autograd.functional.jacobian(rows, x)
-        return backward[:, 0]
 
 
 def _optimize(name: str) -> Any:

@@ -13,12 +13,12 @@ from torch import Tensor
 from fitkit._select import Rows, choose, concatenate
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solver import Iterative, Outcome, Status
+from fitkit.solver import Iterative, Outcome, Status, outcome_at_start, refuse_bounds
 from fitkit.state import State
 
 T = TypeVar("T", bound=Rows)
 # What `make theseus` runs. A plain `pip install theseus-ai` builds scikit-sparse, which nothing here needs.
-_INSTALL = (
+INSTALL = (
     "pip install --no-build-isolation --no-deps theseus-ai==0.2.3 torchlie==0.1.0 torchkin==0.1.1 "
     "urdf-parser-py==0.0.4 && pip install scipy pyyaml"
 )
@@ -73,17 +73,12 @@ class TheseusLM(Iterative):
         _theseus()
 
     def init(self, problem: Problem, state: State) -> tuple[TheseusMemory, Status]:
+        refuse_bounds(self.name, problem, state)
         chart = problem.chart(state)
-        names = [name for name in problem.bounds if name in chart.blocks]
-        if names:
-            raise ValueError(
-                f"solver {self.name} cannot keep the bounds on {names}: expected none, or a solver that can "
-                "(lm, scipy-lbfgsb, scipy-least-squares)"
-            )
         values, gradient = problem.values_and_grad(chart.encode(state), chart)
         energy = values.sum(1)
         memory = TheseusMemory(torch.full_like(energy, self.damping), energy, values)
-        return memory, Status(self._outcome_at_start(energy, gradient), energy, values)
+        return memory, Status(outcome_at_start(energy, gradient), energy, values)
 
     def step(
         self, problem: Problem, state: State, memory: TheseusMemory
@@ -181,7 +176,7 @@ def _theseus() -> Any:
             warnings.simplefilter("ignore")  # of sparse solvers that are not there
             import theseus
     except ImportError as error:
-        raise ImportError(f"solver theseus-lm needs Theseus ({error}): {_INSTALL}") from error
+        raise ImportError(f"solver theseus-lm needs Theseus ({error}): {INSTALL}") from error
     return theseus
 
 

@@ -147,3 +147,28 @@ def test_a_frozen_block_outside_its_bounds_stays(body: BodyModel) -> None:
     problem, start = problem_of(body, free=("transl",))
     start = replace(start, betas=start.betas + 5)
     assert torch.equal(solve(problem, LM(2), start).state.betas, start.betas)
+
+
+@pytest.mark.parametrize("name", ["lm", "lbfgs", "bfgs"])
+def test_random_bounded_least_squares_against_scipy(body: BodyModel, name: str) -> None:
+    draw = torch.Generator().manual_seed(5)
+    people, size = 30, 6
+    matrix = torch.randn(people, 8, size, generator=draw, dtype=torch.float64)
+    wanted = torch.randn(people, 8, generator=draw, dtype=torch.float64) * 3
+
+    @fitkit.objective(requires=("score",))
+    def linear(pred: Prediction, obs: Observation) -> Tensor:
+        assert obs.score is not None
+        rows = obs.score.long()
+        return (matrix[rows] @ pred.betas[..., None])[..., 0] - wanted[rows]
+
+    best = [
+        scipy.optimize.lsq_linear(matrix[i], wanted[i], (-1, 1), method="bvls", tol=1e-14).cost
+        for i in range(people)
+    ]
+    camera = Camera.from_size(640, 480).expand(people).to(torch.float64)
+    observation = Observation(camera, score=torch.arange(people).double())
+    problem = Problem(body, observation, linear(), free=("betas",), bounds={"betas": (-1.0, 1.0)})
+    start = replace(body.neutral(people), betas=torch.zeros(people, size).double())
+    solution = run(problem, SOLVERS[name], start)
+    torch.testing.assert_close(solution.energy, torch.tensor(best), rtol=1e-5, atol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import fitkit
 from fitkit import geometry
+from fitkit.api import default_stages
 from fitkit.body.model import BodyModel
 from fitkit.coordinates import SixD, Tangent
 from fitkit.objectives import Keypoints2D
@@ -25,6 +27,7 @@ from fitkit.solve import Solution, solve
 from fitkit.solver import Chain, Outcome, Solver, Stage, Status
 from fitkit.solvers import LBFGS, LM
 from fitkit.state import State
+from fitkit.trace import Trace
 
 MakePeople = Callable[..., tuple[State, Observation]]
 INF, NAN = float("inf"), float("nan")
@@ -413,3 +416,32 @@ def test_what_is_not_finite_is_no_alternative(scene: Scene) -> None:
     other, margin = solution.alternatives.runner_up(scene.problem.body, solution.state, solution.energy)
     assert torch.isinf(margin).all()
     assert torch.isfinite(other.transl).all()
+
+
+def test_one_person_in_a_pickle_leaves_the_others_behind(scene: Scene) -> None:
+    trace = solve(scene.problem, LM(6), scene.start, [Stage(6, name="mine")]).trace
+    again: Trace = pickle.loads(pickle.dumps(trace.select(torch.tensor([1]))))
+    assert again.energy.shape == (len(trace), 1)
+    torch.testing.assert_close(again.energy[:, 0], trace.energy[:, 1])
+    torch.testing.assert_close(again.values[:, 0], trace.values[:, 1])
+    assert (again.stage, again.seconds, again.terms) == (trace.stage, trace.seconds, trace.terms)
+    assert again.steps_made.tolist() == trace.steps_made[1:2].tolist()
+    assert len(pickle.dumps(again)) < len(pickle.dumps(trace))
+
+
+def test_nobody_goes_through_every_stage(body: BodyModel, scene: Scene) -> None:
+    nobody = scene.problem.select([])
+    for stages in (default_stages(4), default_stages(4, jumps=True)):
+        start = scene.start.select([])
+        solution = solve(nobody, LM(), start, stages, 2, kinds=(0, 0))
+        assert len(solution.energy) == len(solution.alternatives.energy) == 0
+
+
+def test_what_does_not_go_together_is_refused(scene: Scene) -> None:
+    observation = scene.problem.observation
+    with pytest.raises(ValueError, match="jumps and stages given together"):
+        fitkit.fit(observation, stages=[Stage(1)], jumps=True)
+    with pytest.raises(ValueError, match="2 kinds for 1 starts"):
+        solve(scene.problem, LM(), scene.start, kinds=(0, 1))
+    with pytest.raises(ValueError, match="a hint of 1 rows for 3 starts"):
+        solve(scene.problem, LM(), scene.start, hint=observation.select([0]))

@@ -169,7 +169,7 @@ def _summary(person: FitResult) -> dict[str, object]:
         **summary,
         "depth (m)": float(person.state.transl[0, 2]),
         "energy": float(person.energy[0]),
-        "next best pose": f"+{float(person.margin[0]):.3g}"
+        "next best pose": f"{float(person.margin[0]):+.3g}"
         if math.isfinite(float(person.margin[0]))
         else "none found",
         **terms,
