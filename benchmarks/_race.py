@@ -45,11 +45,12 @@ def start_of(body: BodyModel, problems: Problems) -> State:
     return solve(problem, LM(), yaw, [Stage(10, ("global_orient", "transl"), widen=None)]).state
 
 
-def race(body: BodyModel, problems: Problems, batch: int) -> list[Curve]:
-    """Curves of every solver that steps, at batch 1 (the mean over a few problems) and in one batch."""
+def race(body: BodyModel, problems: Problems, batch: int, names: list[str]) -> list[Curve]:
+    """Curves of those solvers of ours and of other packages that are named, at batch 1 (the mean over a few problems)
+    and in one batch."""
     table, curves = entries(), []
     several = problems.select(slice(0, batch))
-    for name in (*OURS, *BACK_ENDS):
+    for name in [name for name in (*OURS, *BACK_ENDS) if name in names]:
         entry = table.get(name)
         if not isinstance(entry, Ours):
             continue

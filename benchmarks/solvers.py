@@ -232,7 +232,7 @@ def main() -> None:
     if not given.quick:
         _timed("coordinates", partial(add_charts, report, body, problems, batch))
     if given.plot is not None:
-        draw_race(given.plot, race(body, problems, batch))
+        draw_race(given.plot, race(body, problems, batch, chosen))
     report.finish(given.json)
 
 

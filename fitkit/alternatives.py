@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -22,40 +22,38 @@ class Alternatives:
 
     Attributes:
         states: K batches of B; one that was dropped early stands where it was then.
-        energy: `(B, K)` by the full objective, infinite where there was none.
+        score: `(B, K)` what the choice went by: energy by the full objective, or what the last stage ranked by.
+        best: `(B,)` that of the winner.
     """
 
     states: tuple[State, ...]
-    energy: Float[Tensor, "B K"]
+    score: Float[Tensor, "B K"]
+    best: Float[Tensor, " B"]
 
     def select(self, rows: Tensor) -> Alternatives:
         """Those of some of the people."""
-        rows = rows.to(self.energy.device)
-        return replace(
-            self, states=tuple(state.select(rows) for state in self.states), energy=self.energy[rows]
-        )
+        rows = rows.to(self.score.device)
+        states = tuple(state.select(rows) for state in self.states)
+        return Alternatives(states, self.score[rows], self.best[rows])
 
-    def runner_up(
-        self, body: BodyModel, best: State, energy: Float[Tensor, " B"]
-    ) -> tuple[State, Float[Tensor, " B"]]:
-        """The best answer that is another pose, and how much higher its energy is.
+    def runner_up(self, body: BodyModel, best: State) -> tuple[State, Float[Tensor, " B"]]:
+        """The best answer that is another pose, and how far it is above the winner.
 
-        An energy is a negative log-likelihood, so the odds of the two are `exp(-margin)`: below 1 a toss-up, above
-        5 clear. A start that was dropped early was not finished, so its margin is too large rather than too small.
+        A score is a negative log-likelihood, so the odds of the two are `exp(-margin)`: below 1 a toss-up, above 5
+        clear. A start that was dropped early was not finished, so its margin is too large rather than too small.
 
         Args:
             body: of the states.
             best: of each person.
-            energy: of the best.
 
         Returns:
             A state per person and the margins; where no other pose was found, the best itself and infinity.
         """
-        other, margin = best, torch.full_like(energy, torch.inf)
+        other, margin = best, torch.full_like(self.best, torch.inf)
         mine = _around_root(body, best)
         for place, state in enumerate(self.states):
             away = (_around_root(body, state) - mine).norm(dim=-1).mean(1)
-            above = torch.where(away > DISTINCT, self.energy[:, place] - energy, torch.inf)
+            above = torch.where(away > DISTINCT, self.score[:, place] - self.best, torch.inf)
             nearer = above < margin
             other, margin = choose(nearer, state, other), torch.where(nearer, above, margin)
         return other, margin

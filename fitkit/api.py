@@ -122,7 +122,8 @@ def fit(
         device: such as "cuda"; the CPU otherwise.
         dtype: of the solve.
         on_step: called with (step, stage) as the solver goes.
-        max_seconds: wall clock after which the solver stops where it is.
+        max_seconds: wall clock after which the solver stops where it is, looked at between steps (a step of a
+            `scipy-*` solver is the whole run).
 
     Returns:
         All people as one batch: found ones largest first, given boxes and keypoints in their own order; an empty
@@ -140,6 +141,8 @@ def fit(
         0
     """
     _check(objective, solver, keypoints, device, dtype)
+    if stages is not None and len(stages) == 0:
+        raise ValueError("stages is empty, expected one or more, or None for the solver's own")
     if jumps and stages is not None:
         raise ValueError(
             "jumps and stages given together: jumps are stages of their own (see default_stages)"
@@ -252,7 +255,8 @@ def _start_pose(model: BodyModel) -> Tensor:
 
 def _status(outcome: Tensor, observation: Observation, model: BodyModel) -> tuple[Outcome, ...]:
     seen = observation.keypoints
-    assert seen is not None  # make_starts needed them
+    if seen is None:  # a start was given, and nothing says how much of a person would be enough
+        return tuple(Outcome(code) for code in outcome.tolist())
     enough = ((seen.confidence > 0.1) & model.available(seen.set.name)).sum(1) >= FEWEST_KEYPOINTS
     pairs = zip(outcome.tolist(), enough.tolist(), strict=True)
     return tuple(Outcome(code) if fine else Outcome.NOT_ENOUGH_SEEN for code, fine in pairs)

@@ -60,10 +60,15 @@ class Problem:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, (low, high) in self.bounds.items():
-            if name not in VECTORS or not low < high:
+        for name, ends in self.bounds.items():
+            pair = (
+                isinstance(ends, Sequence)
+                and len(ends) == 2
+                and all(isinstance(e, int | float) for e in ends)
+            )
+            if name not in VECTORS or not pair or not ends[0] < ends[1]:
                 raise ValueError(
-                    f"bounds on {name}: ({low}, {high}), expected one of {VECTORS} and a low end below a high one"
+                    f"bounds on {name}: {ends}, expected a pair of numbers, the low one first, on one of {VECTORS}"
                 )
         names = (*ROTATIONS, *VECTORS)
         unknown = [name for name in self.free or () if name not in names]
@@ -171,9 +176,11 @@ class Problem:
         pred = Prediction(self.body, state, self.observation.camera)
         rows = []
         for term in self.objective.terms():
-            residual = as_residual(term.name, term.residual(pred, self.observation), len(state))
+            if term.weight == 0:
+                continue
+            residual = as_residual(term.name, term.residual(pred, self.observation), state.transl)
             rows.append(folded(term, residual).flatten(1))
-        return torch.cat(rows, 1)
+        return torch.cat([x.new_zeros(len(x), 0), *rows], 1)
 
     def rows_jacobian(
         self, x: Float[Tensor, "B D"], chart: Coordinates
@@ -207,9 +214,12 @@ class Problem:
         hessian = state.transl.new_zeros(len(state), size, size)
         gradient = state.transl.new_zeros(len(state), size)
         for term in self.objective.terms():
-            residual = as_residual(term.name, term.residual(pred, self.observation), len(state))
+            if term.weight == 0:
+                values[term.name] = torch.zeros_like(state.transl[:, 0])
+                continue
+            residual = as_residual(term.name, term.residual(pred, self.observation), state.transl)
             values[term.name] = cost(term, residual)
-            if term.weight == 0 or (term.block is not None and term.block not in blocks):
+            if term.block is not None and term.block not in blocks:
                 continue
             columns = slice(None) if term.block is None else blocks[term.block]
             slope, curvature = self._normal(term, pred, residual, triggs)
@@ -284,7 +294,10 @@ class Problem:
     def _values(self, pred: Prediction) -> dict[str, Tensor]:
         values = {}
         for term in self.objective.terms():
-            residual = as_residual(term.name, term.residual(pred, self.observation), len(pred))
+            if term.weight == 0:  # switched off, whatever it would say
+                values[term.name] = torch.zeros_like(pred.state.transl[:, 0])
+                continue
+            residual = as_residual(term.name, term.residual(pred, self.observation), pred.state.transl)
             values[term.name] = cost(term, residual)
         return values
 
@@ -306,7 +319,7 @@ class Problem:
 
         def residual(x: Tensor) -> Residual:
             pred = Prediction(self.body, chart.decode(x), self.observation.camera)
-            return as_residual(term.name, term.residual(pred, self.observation), len(state))
+            return as_residual(term.name, term.residual(pred, self.observation), state.transl)
 
         here = residual(x)
         count = here.rows[0].numel() if len(state) else 0
@@ -351,7 +364,7 @@ def _push(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
 
 def _pull(rows: Tensor, x: Tensor) -> Tensor:
     """Jacobian `(B, R, D)` backwards, batched where the operations of the user's objective allow it."""
-    if not rows.requires_grad:  # reads nothing that may move
+    if not rows.requires_grad or rows.shape[1] == 0:  # reads nothing that may move
         return x.new_zeros(*rows.shape, x.shape[1])
     picks = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     picks = picks[:, None].expand(-1, len(rows), -1)

@@ -51,13 +51,19 @@ def solver_names() -> list[str]:
     return sorted({*_OURS, *_registered, *installed})
 
 
-def chain(*solvers: str | Solver) -> Chain:
+def chain(*solvers: str | Solver | Chain) -> Chain:
     """Solvers one after another, each from where the last one stopped: `chain("lm", LBFGS(50))`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or what is no solver.
     """
-    return Chain(tuple(_one(each) if isinstance(each, str) else each for each in solvers))
+    members: list[Solver] = []
+    for each in solvers:
+        if isinstance(each, str):
+            members += [_one(name) for name in each.split("+")]
+        else:
+            members += each.solvers if isinstance(each, Chain) else [each]
+    return Chain(tuple(members))
 
 
 def get_solver(name: str) -> Solver | Chain:
@@ -66,7 +72,7 @@ def get_solver(name: str) -> Solver | Chain:
     Raises:
         ValueError: unknown name; the message lists the known ones.
     """
-    return chain(*name.split("+")) if "+" in name else _one(name)
+    return chain(name) if "+" in name else _one(name)
 
 
 def _one(name: str) -> Solver:

@@ -81,7 +81,7 @@ class FitResult:
             energy=self.energy[rows.to(self.energy.device)],
             status=tuple(self.status[row] for row in rows.tolist()),
             trace=None if self.trace is None else self.trace.select(rows),
-            seconds=self.seconds[rows],
+            seconds=self.seconds[rows.to(self.seconds.device)],
             alternatives=None if self.alternatives is None else self.alternatives.select(rows),
         )
 
@@ -117,18 +117,18 @@ class FitResult:
 
     @cached_property
     def runner_up(self) -> tuple[State, Float[Tensor, " B"]]:
-        """The best answer that is another pose, and how much higher its energy is: how clear the decision was.
+        """The best answer that is another pose, and how far its energy is above: how clear the decision was.
 
         See `Alternatives.runner_up`; below about 1 the photo did not decide, and the other state deserves a look.
-        Negative where the winner was not chosen by its energy (`jumps`).
+        With `jumps` it is in the estimated probability (`fitkit.jumps.evidence`), by which the winner was chosen.
         """
         if self.alternatives is None:
             return self.state, torch.full_like(self.energy, torch.inf)
-        return self.alternatives.runner_up(self.body, self.state, self.energy)
+        return self.alternatives.runner_up(self.body, self.state)
 
     @property
     def margin(self) -> Float[Tensor, " B"]:
-        """Energy of the runner-up above the best (negative where that is lower), infinite without another pose."""
+        """How far the runner-up is above the best, infinite where no other pose was found."""
         return self.runner_up[1]
 
     def vertices(self) -> Float[Tensor, "B V 3"]:

@@ -84,6 +84,17 @@ def solve(
         raise ValueError(f"solver {solver.name} needs {missing}, which the observation does not have")
     if len(state) != len(problem) * starts:
         raise ValueError(f"solve: {len(state)} starts, expected {starts} for each of {len(problem)} people")
+    for each in solvers:
+        bounded = [name for name in problem.bounds if name in problem.chart(state).blocks]
+        if bounded and not each.keeps_bounds:
+            raise ValueError(
+                f"solver {each.name} cannot keep the bounds on {bounded}: expected none, or a solver that can "
+                "(such as lm, lbfgs, scipy-lbfgsb)"
+            )
+    if state.transl.dtype != problem.body.dtype:
+        raise ValueError(f"solve: a state of {state.transl.dtype} for a body of {problem.body.dtype}")
+    if max_seconds is not None and not max_seconds >= 0:
+        raise ValueError(f"solve: max_seconds is {max_seconds}, expected no negative number")
     if kinds is not None and len(kinds) != starts:
         raise ValueError(f"solve: {len(kinds)} kinds for {starts} starts per person, expected one for each")
     if hint is not None and len(hint) != len(state):
@@ -137,6 +148,7 @@ class _Crowd:
         self.recorder = Recorder(tuple(term.name for term in problem.objective.terms()), len(state))
         self.best: tuple[State, Tensor, Tensor] | None = None
         self.dropped: list[tuple[State, Tensor]] = []
+        self.rank: Callable[[Problem, State], Tensor] | None = None
 
     def run(
         self,
@@ -169,42 +181,47 @@ class _Crowd:
         energy = self._energy()
         if self.best is not None:
             state, before, outcome = self.best
-            worse = (before < energy) | ~torch.isfinite(energy)
-            self.state, energy = choose(worse, state, self.state), torch.where(worse, before, energy)
-            self.outcome = torch.where(worse, outcome, self.outcome)
+            better = energy < before  # False where it is not finite
+            self.state, self.outcome = (
+                choose(better, self.state, state),
+                torch.where(better, self.outcome, outcome),
+            )
+            energy = torch.where(better, energy, before)
         self.best = self.state, energy, self.outcome
         if keep is not None and len(self.kinds) > keep:
             self._keep(keep, [0] * len(self.kinds), True, None)
 
     def solution(self) -> Solution:
-        """The best of every person by the full objective."""
+        """The best of every person by the full objective (or the one that the last stage kept)."""
         people, count = len(self.problem), len(self.kinds)
-        values = self.problem.select(self.owner).values(self.state)
+        whole = self.problem.select(self.owner)
+        values = whole.values(self.state)
         energy = torch.stack(list(values.values())).sum(0)
-        finalists, _ = _ranked(energy, people, count, [0] * count)
+        score = energy if self.rank is None else self.rank(whole, self.state)
+        finalists, _ = _ranked(score, people, count, [0] * count)
         best = finalists.view(people, count)[:, 0]
-        self._remember(finalists.view(people, count)[:, 1:], energy)
+        self._remember(finalists.view(people, count)[:, 1:], score)
         outcome = torch.where(
             torch.isfinite(energy), self.outcome, torch.full_like(self.outcome, Outcome.NOT_FINITE)
         )
-        others = (
-            torch.stack([part for _, part in self.dropped], 1)
-            if self.dropped
-            else energy.new_zeros(people, 0)
-        )
+        others = [part for _, part in self.dropped]
         return Solution(
             self.state.select(best),
             outcome[best],
             {name: value[best] for name, value in values.items()},
             energy[best],
             Trace(self.recorder, self.lanes[best]),
-            Alternatives(tuple(state for state, _ in self.dropped), others),
+            Alternatives(
+                tuple(state for state, _ in self.dropped),
+                torch.stack(others, 1) if others else energy.new_zeros(people, 0),
+                score[best],
+            ),
             time.perf_counter() - self.recorder.began,
         )
 
-    def _remember(self, rows: Tensor, energy: Tensor) -> None:
-        """Starts that lost, `(B, k)` rows, and the energies of all rows."""
-        self.dropped += [(self.state.select(each), energy[each]) for each in rows.unbind(1)]
+    def _remember(self, rows: Tensor, score: Tensor) -> None:
+        """Starts that lost, `(B, k)` rows, and the scores of all rows."""
+        self.dropped += [(self.state.select(each), score[each]) for each in rows.unbind(1)]
 
     def _energy(self) -> Tensor:
         return self.problem.select(self.owner).energy(self.state)
@@ -219,10 +236,6 @@ class _Crowd:
         self.recorder.branch(lanes)
         if self.hint is not None:
             self.hint = self.hint.select(lanes)
-        if self.best is not None:
-            best, energy, outcome = self.best
-            again = energy.repeat_interleave(times), outcome.repeat_interleave(times)
-            self.best = best.repeat(times), *again
         self.state, self.owner = state, self.owner.repeat_interleave(times)
         self.lanes = torch.arange(len(state), device=lanes.device)
         self.kinds = [kind for kind in self.kinds for _ in range(times)]
@@ -235,12 +248,14 @@ class _Crowd:
         rank: Callable[[Problem, State], Tensor] | None,
     ) -> None:
         """Only the best starts of each kind go on; the others are remembered if they were fitted whole."""
-        people, energy = len(self.problem), self._energy()
-        score = energy if rank is None else rank(self.problem.select(self.owner), self.state)
+        people = len(self.problem)
+        score = self._energy() if rank is None else rank(self.problem.select(self.owner), self.state)
+        if rank is not self.rank:  # scores of two kinds do not compare
+            self.rank, self.dropped = rank, []
         kept, left = _ranked(score, people, keep, kinds)
         if whole:
             rest = torch.ones_like(self.owner, dtype=torch.bool).index_fill(0, kept, False)
-            self._remember(rest.nonzero().view(people, len(kinds) - len(left)), energy)
+            self._remember(rest.nonzero().view(people, len(kinds) - len(left)), score)
         self.state, self.outcome = self.state.select(kept), self.outcome[kept]
         self.owner, self.lanes = self.owner[kept], self.lanes[kept]
         if self.best is not None:

@@ -84,6 +84,7 @@ class Solver(ABC):
         max_steps: steps of a run without a schedule.
         stages: schedule of a run where the caller gives none.
         coordinates: chart that it moves in where neither problem nor stage says; None for the rotation tangent.
+        keeps_bounds: whether it keeps `Problem.bounds`; one that does not is refused where there are any.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Solver(ABC):
     max_steps: int = 100
     stages: tuple[Stage, ...] = ()
     coordinates: Chart | None = None
+    keeps_bounds: bool = True
 
     @abstractmethod
     def init(self, problem: Problem, state: State) -> tuple[Rows | None, Status]:
@@ -115,8 +117,9 @@ class Chain:
     solvers: tuple[Solver, ...]
 
     def __post_init__(self) -> None:
-        if not self.solvers:
-            raise ValueError("a chain of no solvers, expected one or more")
+        wrong = [each for each in self.solvers if not isinstance(each, Solver)]
+        if wrong or not self.solvers:
+            raise ValueError(f"a chain of {wrong or 'no solvers'}, expected one or more solvers")
 
     @property
     def name(self) -> str:
@@ -129,16 +132,6 @@ def outcome_at_start(energy: Tensor, gradient: Tensor) -> Tensor:
     finite = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
     outcome = torch.where(finite, Outcome.RUNNING, Outcome.NOT_FINITE)
     return torch.where(finite & (gradient == 0).all(1), Outcome.NO_GRADIENT, outcome)
-
-
-def refuse_bounds(name: str, problem: Problem, state: State) -> None:
-    """For a solver that cannot keep bounds: a ValueError where there are any on what may move."""
-    bounded = [block for block in problem.bounds if block in problem.chart(state).blocks]
-    if bounded:
-        raise ValueError(
-            f"solver {name} cannot keep the bounds on {bounded}: expected none, or a solver that can "
-            "(lm, lbfgs, bfgs, adam, scipy-lbfgsb, scipy-least-squares)"
-        )
 
 
 class Iterative(Solver):
@@ -156,8 +149,10 @@ class Iterative(Solver):
     ) -> None:
         limits = {"tolerance": tolerance, "gradient_tolerance": gradient_tolerance}
         for name, value in {**limits, "step_tolerance": step_tolerance, "max_steps": max_steps}.items():
-            if not value >= 0:
-                raise ValueError(f"{self.name}: {name} is {value}, expected no negative number")
+            if not value >= 0 or (name == "max_steps" and not isinstance(value, int)):
+                raise ValueError(
+                    f"{self.name}: {name} is {value}, expected no negative number (of steps: whole)"
+                )
         self.max_steps, self.tolerance = max_steps, tolerance
         self.gradient_tolerance, self.step_tolerance = gradient_tolerance, step_tolerance
 
@@ -205,3 +200,12 @@ class Stage:
     rank: Callable[[Problem, State], Tensor] | None = None
     hinted: bool = False
     name: str = ""
+
+    def __post_init__(self) -> None:
+        least = {"max_steps": 0, "keep": 1, "keep_of_each": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= low):
+                raise ValueError(
+                    f"stage {self.name!r}: {name} is {value}, expected a whole number from {low} on"
+                )

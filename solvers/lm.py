@@ -40,7 +40,8 @@ class LM(Iterative):
         max_steps: of a run without a schedule.
         tolerance: relative fall of the energy below which a person is done.
         damping: at the start, relative to the diagonal.
-        triggs: whether the curvature of robust kernels enters (see `Problem.linearize`).
+        triggs: whether the curvature of robust kernels enters (see `Problem.linearize`). It sees an outlier where
+            the start is far off, and so needs a schedule that begins wide, or a start near the data.
         gradient_tolerance: see `Iterative`.
         step_tolerance: see `Iterative`.
     """

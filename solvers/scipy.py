@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit._select import concatenate
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solver import Outcome, Solver, Status, outcome_at_start, refuse_bounds
+from fitkit.solver import Outcome, Solver, Status, outcome_at_start
 from fitkit.state import State
 
 
@@ -29,7 +29,6 @@ class _Scipy(Solver, ABC):
     """
 
     max_steps = 1
-    keeps_bounds: bool
 
     def __init__(self, max_iterations: int, tolerance: float) -> None:
         if max_iterations < 1 or not tolerance >= 0:
@@ -41,8 +40,6 @@ class _Scipy(Solver, ABC):
         _optimize(self.name)
 
     def init(self, problem: Problem, state: State) -> tuple[None, Status]:
-        if not self.keeps_bounds:
-            refuse_bounds(self.name, problem, state)
         chart = problem.chart(state)
         values, gradient = problem.values_and_grad(chart.encode(state), chart)
         energy = values.sum(1)
@@ -74,6 +71,8 @@ class _Scipy(Solver, ABC):
             outcome = Outcome.STALLED
         if function.best is None:
             return state, Outcome.NOT_FINITE
+        if function.strange and function.lowest >= function.first:
+            outcome = Outcome.NOT_FINITE_NEARBY
         return chart.decode(function.best), outcome
 
 
@@ -107,7 +106,6 @@ class ScipyLBFGSB(_Scipy):
     """
 
     name = "scipy-lbfgsb"
-    keeps_bounds = True
 
     def __init__(self, max_iterations: int = 2000, tolerance: float = 1e-10, history: int = 20) -> None:
         super().__init__(max_iterations, tolerance)
@@ -140,7 +138,6 @@ class ScipyLeastSquares(_Scipy):
     """
 
     name = "scipy-least-squares"
-    keeps_bounds = True
 
     def __init__(self, max_iterations: int = 500, tolerance: float = 1e-10) -> None:
         super().__init__(max_iterations, tolerance)
@@ -167,7 +164,8 @@ class _Function:
     def __init__(self, problem: Problem, chart: Coordinates) -> None:
         self.problem, self.chart = problem, chart
         self.best: Tensor | None = None
-        self.lowest = float("inf")
+        self.lowest = self.first = float("inf")
+        self.strange = False
         self.raised: Exception | None = None
 
     def energy(self, x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -178,6 +176,7 @@ class _Function:
         if np.isfinite(value) and np.isfinite(slope).all():
             self._remember(value, there)
             return value, slope
+        self.strange = True
         if self.best is None:
             return float("inf"), np.zeros_like(x)
         # A parabola with its foot at the best x: L-BFGS-B does not come back from infinity.
@@ -200,8 +199,11 @@ class _Function:
         return torch.from_numpy(np.array(x, dtype=np.float64))[None].to(self.chart.reference.transl)
 
     def _remember(self, energy: float, x: Tensor) -> None:
+        if self.best is None:
+            self.first = energy
         if energy < self.lowest:  # False where it is not finite
             self.lowest, self.best = energy, x
+        self.strange |= not np.isfinite(energy)
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fitkit._select import Rows, choose, concatenate
 from fitkit.coordinates import Coordinates
 from fitkit.problem import Problem
-from fitkit.solver import Iterative, Outcome, Status, outcome_at_start, refuse_bounds
+from fitkit.solver import Iterative, Outcome, Status, outcome_at_start
 from fitkit.state import State
 
 T = TypeVar("T", bound=Rows)
@@ -59,6 +59,7 @@ class TheseusLM(Iterative):
     """
 
     name = "theseus-lm"
+    keeps_bounds = False
 
     def __init__(
         self,
@@ -73,7 +74,6 @@ class TheseusLM(Iterative):
         _theseus()
 
     def init(self, problem: Problem, state: State) -> tuple[TheseusMemory, Status]:
-        refuse_bounds(self.name, problem, state)
         chart = problem.chart(state)
         values, gradient = problem.values_and_grad(chart.encode(state), chart)
         energy = values.sum(1)

@@ -318,3 +318,42 @@ def test_a_users_body_file_from_end_to_end(body: BodyModel, people: MakePeople, 
     written = json.loads((folder / "result.json").read_text())["people"][0]
     assert written["keypoints_2d"][0] == [None, None]
     assert written["body"].startswith("smplx")
+
+
+def test_a_start_needs_no_keypoints(body: BodyModel, people: MakePeople) -> None:
+    state, observation = people(2)
+    unseen = replace(observation, keypoints=None, world=None)
+    result = fitkit.fit(unseen, start=state, objective=ShapePrior())
+    assert result.raise_if_failed().energy.max() < 1e-12
+
+
+@pytest.mark.parametrize("solver", ["lm", "lbfgs", "adam"])
+def test_rows_of_another_kind_are_taken(people: MakePeople, solver: str) -> None:
+    """A network in float32, a count, and nothing at all."""
+
+    @fitkit.objective
+    def single(pred: Prediction, obs: Observation) -> Tensor:
+        return pred.betas.float() - 1
+
+    @fitkit.objective
+    def counted(pred: Prediction, obs: Observation) -> Tensor:
+        return (pred.betas > 0).sum(1, keepdim=True)
+
+    @fitkit.objective
+    def nothing(pred: Prediction, obs: Observation) -> Tensor:
+        return pred.betas[:, :0]
+
+    state, observation = people(2)
+    objective = single() + counted() + nothing() + ShapePrior()
+    result = fitkit.fit(observation, start=state, objective=objective, solver=solver)
+    assert result.raise_if_failed().values["nothing"].tolist() == [0.0, 0.0]
+
+
+def test_a_weight_of_zero_switches_a_term_off(people: MakePeople) -> None:
+    @fitkit.objective
+    def broken(pred: Prediction, obs: Observation) -> Tensor:
+        return pred.betas * float("nan")
+
+    _, observation = people(2)
+    result = fitkit.fit(observation, objective=fitkit.default_objective(observation) + 0.0 * broken())
+    assert result.raise_if_failed().values["broken"].tolist() == [0.0, 0.0]

@@ -55,8 +55,16 @@ def test_kinematics(tmp_path: Path) -> None:
 
 def test_solvers(shared_data: Path, tmp_path: Path) -> None:
     numbers = _measure(
-        "solvers", tmp_path / "solvers.json", "--data", shared_data, "--count", "4", "--solver", "lm"
+        "solvers",
+        tmp_path / "solvers.json",
+        *("--data", shared_data, "--count", "3", "--plot", tmp_path / "race.png"),
+        *("--solver", "lm", "lm, jumps", "lbfgs", "SMPLify (SPIN), our mesh"),
     )
+    assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
+    assert numbers["energy/lm/mean above the lowest mean"] < 2
+    assert numbers["energy/SMPLify (SPIN), our mesh/mean above lm's"] > 0
+    assert numbers["accuracy/lbfgs/alone against in a batch, energy"] < 1e-4
+    assert numbers["accuracy/lm, jumps/failures"] == 0
     assert numbers["accuracy/truth/MPJPE"] == 0
     # Noise of one sigma in x and in y is 1.25 sigma away on average.
     assert 0.8 < numbers["accuracy/truth/2D error, noisy points"] < 1.8
@@ -86,3 +94,10 @@ def test_missing_data_is_explained(name: str, wanted: str, tmp_path: Path) -> No
         assert run.returncode == 1
         assert wanted in run.stderr
         assert "Traceback" not in run.stderr
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+    run = subprocess.run(
+        [sys.executable, FOLDER / "_readme.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

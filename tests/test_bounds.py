@@ -128,8 +128,8 @@ def test_bounds_that_cannot_be_are_refused(body: BodyModel) -> None:
         ({"body_pose": (-1.0, 1.0)}, "bounds on body_pose"),
         ({"global_orient": (-1.0, 1.0)}, "bounds on global_orient"),
         ({"beta": (-1.0, 1.0)}, "bounds on beta"),
-        ({"betas": (1.0, 1.0)}, "low end below a high one"),
-        ({"betas": (1.0, -1.0)}, "low end below a high one"),
+        ({"betas": (1.0, 1.0)}, "a pair of numbers, the low one first"),
+        ({"betas": (1.0, -1.0)}, "a pair of numbers, the low one first"),
         ({"transl": (float("nan"), 1.0)}, "bounds on transl"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -121,8 +121,8 @@ def test_a_chain_takes_the_best_start_of_what_came_before(scene: Scene) -> None:
     solution = solve(scene.problem, chain(LM(6), LBFGS(6)), both, starts=2)
     single = solve(scene.problem, chain(LM(6), LBFGS(6)), scene.start)
     assert (solution.energy <= single.energy + 1e-9).all()
-    assert solution.alternatives.energy.shape == (3, 1)
-    assert (solution.alternatives.energy[:, 0] >= solution.energy).all()
+    assert solution.alternatives.score.shape == (3, 1)
+    assert (solution.alternatives.score[:, 0] >= solution.energy).all()
     assert solution.trace.energy.shape == (7 + 7, 3)
 
 
@@ -247,7 +247,7 @@ def test_a_branch_multiplies_starts_and_keeps_their_history(scene: Scene) -> Non
     assert trace.values.shape == (10, 3, 4)
     torch.testing.assert_close(trace.energy[:3], before.trace.energy)
     torch.testing.assert_close(trace.energy[-1], solution.energy)
-    assert solution.alternatives.energy.shape == (3, 2)
+    assert solution.alternatives.score.shape == (3, 2)
     # The branch that was not turned goes on as if there had been no others.
     plain = solve(scene.problem, LM(), before.state, [Stage(6)])
     assert (solution.energy <= plain.energy + 1e-9).all()
@@ -269,12 +269,12 @@ def test_only_the_best_starts_are_kept(scene: Scene) -> None:
     unturned = solve(scene.problem, LM(), scene.start, [Stage(2), Stage(2), Stage(1)])
     assert (solution.energy <= unturned.energy + 1e-9).all()
     # Everything that was left behind by the two choices.
-    assert solution.alternatives.energy.shape == (3, 3)
+    assert solution.alternatives.score.shape == (3, 3)
     for place, state in enumerate(solution.alternatives.states):
-        torch.testing.assert_close(scene.problem.energy(state), solution.alternatives.energy[:, place])
+        torch.testing.assert_close(scene.problem.energy(state), solution.alternatives.score[:, place])
     # Stages that moved only a part leave nothing that would count as an answer.
     part = [Stage(2, ("transl",), branch=turned([0.0, 3.0]), keep=1), Stage(1)]
-    assert solve(scene.problem, LM(), scene.start, part).alternatives.energy.shape == (3, 0)
+    assert solve(scene.problem, LM(), scene.start, part).alternatives.score.shape == (3, 0)
 
 
 # -- limits --------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_a_start_that_was_dropped_is_still_an_alternative(body: BodyModel, peopl
     for stages in ([Stage(80)], [Stage(79, keep=1), Stage(1)], [Stage(1, keep=1), Stage(79)]):
         solution = solve(problem, EXACT, facing(body, 2.7, 0.4), stages, starts=2)
         torch.testing.assert_close(solution.energy, torch.zeros(3).double(), atol=1e-6, rtol=0)
-        _, margin = solution.alternatives.runner_up(body, solution.state, solution.energy)
+        _, margin = solution.alternatives.runner_up(body, solution.state)
         margins.append(margin)
     torch.testing.assert_close(margins[0], HIGHER, atol=1e-4, rtol=0)
     torch.testing.assert_close(margins[1], HIGHER, atol=1e-4, rtol=0)
@@ -392,9 +392,9 @@ def test_a_start_that_was_dropped_is_still_an_alternative(body: BodyModel, peopl
 def test_ends_in_one_place_leave_no_doubt(body: BodyModel, people: MakePeople) -> None:
     problem = Problem(body, scored(people), two_ways(ridge=20.0))
     solution = solve(problem, EXACT, facing(body, 0.5, -0.6, 0.9), starts=3)
-    assert solution.alternatives.energy.shape == (3, 2)
-    assert (solution.alternatives.energy < 1e-6).all()
-    other, margin = solution.alternatives.runner_up(body, solution.state, solution.energy)
+    assert solution.alternatives.score.shape == (3, 2)
+    assert (solution.alternatives.score < 1e-6).all()
+    other, margin = solution.alternatives.runner_up(body, solution.state)
     assert torch.equal(margin, torch.full_like(margin, INF))
     assert torch.equal(other.global_orient, solution.state.global_orient)
 
@@ -413,7 +413,7 @@ def test_what_is_not_finite_is_no_alternative(scene: Scene) -> None:
     both = fitkit.concatenate([scene.start, lost]).select(order)
     solution: Solution = solve(scene.problem, LM(5), both, starts=2)
     assert torch.isfinite(solution.energy).all()
-    other, margin = solution.alternatives.runner_up(scene.problem.body, solution.state, solution.energy)
+    other, margin = solution.alternatives.runner_up(scene.problem.body, solution.state)
     assert torch.isinf(margin).all()
     assert torch.isfinite(other.transl).all()
 
@@ -434,7 +434,7 @@ def test_nobody_goes_through_every_stage(body: BodyModel, scene: Scene) -> None:
     for stages in (default_stages(4), default_stages(4, jumps=True)):
         start = scene.start.select([])
         solution = solve(nobody, LM(), start, stages, 2, kinds=(0, 0))
-        assert len(solution.energy) == len(solution.alternatives.energy) == 0
+        assert len(solution.energy) == len(solution.alternatives.score) == 0
 
 
 def test_what_does_not_go_together_is_refused(scene: Scene) -> None:
@@ -445,3 +445,19 @@ def test_what_does_not_go_together_is_refused(scene: Scene) -> None:
         solve(scene.problem, LM(), scene.start, kinds=(0, 1))
     with pytest.raises(ValueError, match="a hint of 1 rows for 3 starts"):
         solve(scene.problem, LM(), scene.start, hint=observation.select([0]))
+
+
+def test_chains_are_joined_and_stages_are_checked() -> None:
+    joined = chain(chain("lm", LBFGS(5)), "bfgs+adam")
+    assert joined.name == "lm+lbfgs+bfgs+adam"
+    with pytest.raises(ValueError, match="keep is 0"):
+        Stage(2, keep=0)
+    with pytest.raises(ValueError, match="max_steps is -1"):
+        Stage(-1)
+
+
+def test_margins_of_jumps_are_in_what_they_were_chosen_by(people: MakePeople) -> None:
+    _, observation = people(6, seed=11)
+    result = fitkit.fit(replace(observation, world=None), jumps=True)
+    assert (result.margin >= 0).all()
+    assert torch.isfinite(result.margin).any()

@@ -244,8 +244,8 @@ def objective(
     return decorate if function is None else decorate(function)
 
 
-def as_residual(name: str, value: Any, people: int) -> Residual:
-    """Rows in canonical shape.
+def as_residual(name: str, value: Any, like: Tensor) -> Residual:
+    """Rows in canonical shape, in the dtype of `like`, which has one row per person.
 
     An energy E becomes the one row sqrt(2 E): half its square is E again, and Gauss-Newton on it keeps the
     exact gradient.
@@ -253,7 +253,7 @@ def as_residual(name: str, value: Any, people: int) -> Residual:
     Raises:
         ValueError: a result of another shape.
     """
-    rows = value.rows if isinstance(value, Residual) else value
+    rows, people = value.rows if isinstance(value, Residual) else value, len(like)
     dimensions = (3,) if isinstance(value, Residual) else (1, 2, 3)
     if not isinstance(rows, Tensor) or rows.ndim not in dimensions or len(rows) != people:
         got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
@@ -261,11 +261,13 @@ def as_residual(name: str, value: Any, people: int) -> Residual:
             f"objective {name} returned {got}, expected rows ({people}, R) or ({people}, N, d), "
             f"or an energy ({people},)"
         )
+    if rows.dtype != like.dtype:
+        rows = rows.to(like.dtype)
     if isinstance(value, Residual):
         if value.weight is not None and value.weight.shape != rows.shape[:2]:
             got, expected = tuple(value.weight.shape), tuple(rows.shape[:2])
             raise ValueError(f"objective {name}: weights of shape {got} for rows that need {expected}")
-        return value
+        return Residual(rows, None if value.weight is None else value.weight.to(like.dtype))
     if rows.ndim == 1:
         # An energy below zero has no root: that person's objective counts as not finite, the others go on.
         energy = torch.where(rows < 0, torch.full_like(rows, torch.nan), rows)

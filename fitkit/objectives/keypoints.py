@@ -161,17 +161,18 @@ def _world(obs: Observation) -> Observed3D:
 
 
 @cache
-def _root(points: KeypointSet) -> Tensor:
+@torch.inference_mode(False)  # kept: no later gradient could go through an inference tensor
+def _root(points: KeypointSet, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`(1, K)` weights of the root among the points."""
     names = [name for name in points.names if name in ("pelvis", "mid_hip")] or ["left_hip", "right_hip"]
-    weights = torch.zeros(1, len(points))
+    weights = torch.zeros(1, len(points), dtype=dtype)
     weights[0, [points.index(name) for name in names]] = 1 / len(names)
-    return weights
+    return weights.to(device)
 
 
 def _root_of(seen: Observed3D) -> Tensor:
     """`(B, 1, K)` weights of the root among the points that were seen; among all of its own where none was."""
-    every = _root(seen.set).to(seen.xyz)
+    every = _root(seen.set, seen.xyz.dtype, seen.xyz.device)
     there = every * (seen.confidence > 0)[:, None]
     total = there.sum(-1, keepdim=True)
     return torch.where(total > 0, there / total.clamp_min(1e-9), every)
