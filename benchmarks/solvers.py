@@ -229,7 +229,7 @@ def main() -> None:
     add_bests(report, energies)
     add_ratios(report, chosen)
     add_jacobians(report, body, problems, batch)
-    if not given.quick:
+    if not given.quick and given.solver is None:
         _timed("coordinates", partial(add_charts, report, body, problems, batch))
     if given.plot is not None:
         draw_race(given.plot, race(body, problems, batch, chosen))

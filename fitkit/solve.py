@@ -197,7 +197,7 @@ class _Crowd:
         whole = self.problem.select(self.owner)
         values = whole.values(self.state)
         energy = torch.stack(list(values.values())).sum(0)
-        score = energy if self.rank is None else self.rank(whole, self.state)
+        score = energy if self.rank is None else self._score(whole, self.state)
         finalists, _ = _ranked(score, people, count, [0] * count)
         best = finalists.view(people, count)[:, 0]
         self._remember(finalists.view(people, count)[:, 1:], score)
@@ -222,6 +222,10 @@ class _Crowd:
     def _remember(self, rows: Tensor, score: Tensor) -> None:
         """Starts that lost, `(B, k)` rows, and the scores of all rows."""
         self.dropped += [(self.state.select(each), score[each]) for each in rows.unbind(1)]
+
+    def _score(self, problem: Problem, state: State) -> Tensor:
+        """`(B,)` what choices go by at present, lowest first."""
+        return problem.energy(state) if self.rank is None else self.rank(problem, state)
 
     def _energy(self) -> Tensor:
         return self.problem.select(self.owner).energy(self.state)
@@ -249,9 +253,10 @@ class _Crowd:
     ) -> None:
         """Only the best starts of each kind go on; the others are remembered if they were fitted whole."""
         people = len(self.problem)
-        score = self._energy() if rank is None else rank(self.problem.select(self.owner), self.state)
         if rank is not self.rank:  # scores of two kinds do not compare
-            self.rank, self.dropped = rank, []
+            self.rank = rank
+            self.dropped = [(state, self._score(self.problem, state)) for state, _ in self.dropped]
+        score = self._score(self.problem.select(self.owner), self.state)
         kept, left = _ranked(score, people, keep, kinds)
         if whole:
             rest = torch.ones_like(self.owner, dtype=torch.bool).index_fill(0, kept, False)
