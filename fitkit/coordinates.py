@@ -130,16 +130,13 @@ class Tangent(Coordinates):
         return None
 
     def _numbers(self, name: str, rotations: Tensor) -> Tensor:
-        import roma
-
-        turned: Tensor = roma.rotmat_to_rotvec(getattr(self.reference, name).mT @ rotations)
-        return turned.flatten(1)
+        return _turns(getattr(self.reference, name), rotations)
 
     def _rotations(self, x: Tensor) -> dict[str, Tensor]:
         return _turned(self.reference, x, self.blocks)
 
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
-        return torch.eye(3 * rotations.shape[1], dtype=rotations.dtype, device=rotations.device)
+        return _eye(rotations)
 
 
 class SixD(Coordinates):
@@ -181,7 +178,7 @@ class PoseLatent(Protocol):
         """Derivative of `decode`."""
 
 
-class Latent(Tangent):
+class Latent(Coordinates):
     """The body pose in the latent numbers of a pose prior, everything else as in `Tangent`.
 
     Where the prior is a unit normal in its latent numbers, they are also well scaled: what is likely is near.
@@ -192,6 +189,7 @@ class Latent(Tangent):
         prior: such as `GaussianPosePrior()`.
     """
 
+    per_joint = 3
     redundant = True
 
     def __init__(self, reference: State, free: Sequence[str] | None = None, *, prior: PoseLatent) -> None:
@@ -203,14 +201,6 @@ class Latent(Tangent):
         """The chart of a prior, as `Problem` and `Stage` take it."""
         return partial(Latent, prior=prior)
 
-    def moved(self, delta: Tensor) -> State:
-        return self.decode(self.encode(self.reference) + delta)
-
-    def differential(self) -> Tensor:  # type: ignore[override]
-        whole = Coordinates.differential(self)
-        assert whole is not None
-        return whole
-
     def _width(self, name: str, count: int) -> int:
         if name != "body_pose":
             return super()._width(name, count)
@@ -220,17 +210,15 @@ class Latent(Tangent):
 
     def _numbers(self, name: str, rotations: Tensor) -> Tensor:
         if name != "body_pose":
-            return super()._numbers(name, rotations)
-        import roma
-
+            return _turns(getattr(self.reference, name), rotations)
         known = self.prior.joints
         latent = self.prior.encode(geometry.to_6d(rotations[:, :known]))
-        rest = roma.rotmat_to_rotvec(self.reference.body_pose[:, known:].mT @ rotations[:, known:])
-        return torch.cat([latent, rest.flatten(1)], 1)
+        rest = _turns(self.reference.body_pose[:, known:], rotations[:, known:])
+        return torch.cat([latent, rest], 1)
 
     def _rotations(self, x: Tensor) -> dict[str, Tensor]:
         if "body_pose" not in self.blocks:
-            return super()._rotations(x)
+            return _turned(self.reference, x, self.blocks)
         # The latent makes room for what it stands for: no turn of the joints that it knows.
         pose, known, size = self.blocks["body_pose"], self.prior.joints, self.prior.latent_size
         still = x.new_zeros(len(x), 3 * known)
@@ -242,7 +230,7 @@ class Latent(Tangent):
 
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
         if name != "body_pose":
-            return super()._rotation_differential(name, rotations)
+            return _eye(rotations)
         known, size = self.prior.joints, self.prior.latent_size
         numbers = geometry.to_6d(rotations[:, :known])
         moved = self.prior.decode_jacobian(self.prior.encode(numbers))
@@ -257,6 +245,18 @@ class Latent(Tangent):
 
 
 Chart = Callable[[State, "Sequence[str] | None"], Coordinates]
+
+
+def _turns(reference: Tensor, rotations: Tensor) -> Tensor:
+    """`(B, 3 J)` rotation vectors that turn the reference `(B, J, 3, 3)` into the rotations."""
+    import roma
+
+    turned: Tensor = roma.rotmat_to_rotvec(reference.mT @ rotations)
+    return turned.flatten(1)
+
+
+def _eye(rotations: Tensor) -> Tensor:
+    return torch.eye(3 * rotations.shape[1], dtype=rotations.dtype, device=rotations.device)
 
 
 def _block_diagonal(blocks: Tensor) -> Tensor:

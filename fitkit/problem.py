@@ -273,6 +273,12 @@ class Problem:
         low, high = self.limits(chart)
         return ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
 
+    def unheld(
+        self, chart: Coordinates, x: Float[Tensor, "B D"], gradient: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B D"]:
+        """The gradient without what a bound holds back."""
+        return gradient.masked_fill(self.held(chart, x, gradient), 0) if self.bounds else gradient
+
     def within_bounds(self, state: State) -> State:
         """The state with what may move and lies outside the bounds moved onto them."""
         parts = {name: part for name, part in state.parts().items() if self.free is None or name in self.free}
@@ -357,7 +363,7 @@ def _push(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
     basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
     try:
         columns: Tensor = torch.func.vmap(lambda along: torch.func.jvp(rows, (x,), (along,))[1])(basis)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # functorch's word for all that it cannot do
         return None
     return columns.permute(1, 2, 0)
 

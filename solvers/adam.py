@@ -88,8 +88,8 @@ class Adam(Iterative):
         energy, none = values.sum(1), torch.zeros_like(x)
         time = torch.zeros_like(energy)
         memory = AdamMemory(state, x, gradient, none, none, time, x, energy, values, time)
-        pull = gradient.masked_fill(problem.held(chart, x, gradient), 0) if problem.bounds else gradient
-        return memory, Status(outcome_at_start(energy, pull), energy, values)
+        outcome = outcome_at_start(energy, problem.unheld(chart, x, gradient))
+        return memory, Status(outcome, energy, values)
 
     def step(self, problem: Problem, state: State, memory: AdamMemory) -> tuple[State, AdamMemory, Status]:
         chart = problem.chart(memory.reference)

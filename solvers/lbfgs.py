@@ -44,7 +44,8 @@ class Pairs(Curvature):
 
     def forgotten(self, where: Tensor) -> Pairs:
         rows = where[:, None, None]
-        return replace(self, steps=self.steps.masked_fill(rows, 0), changes=self.changes.masked_fill(rows, 0))
+        steps, changes = self.steps.masked_fill(rows, 0), self.changes.masked_fill(rows, 0)
+        return replace(self, steps=steps, changes=changes, scale=self.scale.masked_fill(where, 1))
 
     def newton(self, gradient: Tensor) -> Tensor:
         """The two-loop recursion in its compact form, of few products (Byrd, Nocedal & Schnabel 1994, eq. 3.1)."""

@@ -161,7 +161,7 @@ class QuasiNewton(Iterative, ABC):
         lost = torch.zeros_like(none, dtype=torch.bool)
         memory = SearchMemory(state, x, start, x, start, x.new_zeros(len(x), 3), none, none, lost, curvature)
         memory = _turned(problem, chart, memory, ~lost)
-        outcome = outcome_at_start(energy, _free(problem, chart, x, gradient))
+        outcome = outcome_at_start(energy, problem.unheld(chart, x, gradient))
         return memory, Status(outcome, energy, values)
 
     def step(
@@ -176,7 +176,7 @@ class QuasiNewton(Iterative, ABC):
         there = torch.where(wolfe[:, None], x, self._place(problem, chart, memory, memory.low.along))
         step = torch.where(taken[:, None], there - memory.x, 0.0)
         failed = hopeless & ~taken
-        fall, slope = memory.start.energy - found.energy, _free(problem, chart, there, found.gradient)
+        fall, slope = memory.start.energy - found.energy, problem.unheld(chart, there, found.gradient)
         done = taken & self._done(fall, memory.start.energy, slope, step)
         outcome = torch.where(done, Outcome.CONVERGED, Outcome.RUNNING)
         stuck = torch.where(torch.isfinite(trial.energy), Outcome.STALLED, Outcome.NOT_FINITE_NEARBY)
@@ -229,14 +229,9 @@ class QuasiNewton(Iterative, ABC):
         return memory, wolfe, hopeless
 
 
-def _free(problem: Problem, chart: Coordinates, x: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient without what a bound holds back."""
-    return gradient.masked_fill(problem.held(chart, x, gradient), 0) if problem.bounds else gradient
-
-
 def _turned(problem: Problem, chart: Coordinates, memory: SearchMemory, where: Tensor) -> SearchMemory:
     """New lines for some people, from where they stand."""
-    gradient = _free(problem, chart, memory.x, memory.start.gradient)
+    gradient = problem.unheld(chart, memory.x, memory.start.gradient)
     direction = -memory.curvature.newton(gradient)
     if problem.bounds:
         direction = torch.where(gradient == 0, 0.0, direction)

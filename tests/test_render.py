@@ -33,7 +33,8 @@ def _cast(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _sphere(radius: float, at: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    trimesh = pytest.importorskip("trimesh")
+    import trimesh
+
     ball = trimesh.creation.icosphere(subdivisions=4, radius=radius)
     return np.asarray(ball.vertices) + at, np.asarray(ball.faces)
 

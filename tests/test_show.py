@@ -14,12 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from fitkit import show
 from fitkit.show.inputs import vertex_normals
-
-trimesh = pytest.importorskip("trimesh")
 
 F, C, W, H = np.array([200.0, 200.0]), np.array([80.0, 60.0]), 160, 120
 
@@ -126,7 +125,7 @@ def test_keypoints_of_confidence_zero_are_not_drawn() -> None:
 
 def test_glb_loads_again_the_right_way_up(tmp_path: Path) -> None:
     bodies, faces = _balls()
-    mesh = trimesh.load(
+    mesh: Any = trimesh.load(
         show.write_glb(tmp_path / "body.glb", bodies[1], faces, color=(255, 0, 0)),
         force="mesh",
         process=False,
@@ -140,7 +139,7 @@ def test_glb_loads_again_the_right_way_up(tmp_path: Path) -> None:
     assert b'"NORMAL"' in (tmp_path / "body.glb").read_bytes()
 
     parts = np.where(bodies[1][:, :1] > 0.25, [[255, 0, 0]], [[0, 255, 0]])
-    painted = trimesh.load(
+    painted: Any = trimesh.load(
         show.write_glb(tmp_path / "parts.glb", bodies[1], faces, color=parts), force="mesh", process=False
     )
     assert np.array_equal(painted.visual.vertex_colors[:, :3], parts)
@@ -148,7 +147,7 @@ def test_glb_loads_again_the_right_way_up(tmp_path: Path) -> None:
 
 def test_a_scene_keeps_everybody_apart_by_name(tmp_path: Path) -> None:
     bodies, faces = _balls()
-    scene = trimesh.load(show.scene_glb(tmp_path / "all.glb", bodies, faces))
+    scene: Any = trimesh.load(show.scene_glb(tmp_path / "all.glb", bodies, faces))
     assert set(scene.geometry) == {"person_0", "person_1"}
     everything = bodies * [1, -1, -1]
     np.testing.assert_allclose(scene.bounds, [everything.min((0, 1)), everything.max((0, 1))], atol=1e-5)
@@ -161,7 +160,7 @@ def test_a_scene_keeps_everybody_apart_by_name(tmp_path: Path) -> None:
 
 def test_obj_loads_again(tmp_path: Path) -> None:
     bodies, faces = _balls()
-    mesh = trimesh.load(
+    mesh: Any = trimesh.load(
         show.write_obj(tmp_path / "body.obj", bodies[0], faces), process=False, maintain_order=True
     )
     np.testing.assert_allclose(mesh.vertices, bodies[0] * [1, -1, -1], atol=1e-6)
