@@ -159,9 +159,11 @@ def _stages(axis: Axes, along: FloatArray, stage: Sequence[str], named: bool) ->
     starts = [t for t in range(len(stage)) if t == 0 or stage[t] != stage[t - 1]]
     if len(starts) < 2:
         return
+    free = along[0]
     for t in starts:
         if t:
             axis.axvline(along[t], color="0.6", linewidth=0.8, linestyle=(0, (4, 3)))
-        if named:
+        if named and along[t] >= free:  # a name that would run into the one before is left out
             place = axis.get_xaxis_transform()
             axis.text(along[t], 1.02, stage[t], transform=place, fontsize=8, color="0.35", va="bottom")
+            free = along[t] + 0.013 * (len(stage[t]) + 1) * (along[-1] - along[0])
