@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"geometry", "files", "_select", "_version", "keypoints", "camera", "state", "coordinates"}),
     frozenset({"body", "observation"}),
-    frozenset({"render", "initialise"}),
+    frozenset({"render", "initialise", "datasets"}),
     frozenset({"prediction"}),
     frozenset({"objectives"}),
     frozenset({"problem"}),
@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"solve"}),
     frozenset({"registry", "result"}),
     frozenset({"priors", "solvers"}),
-    frozenset({"observe", "metrics", "datasets", "simulate", "show"}),
+    frozenset({"observe", "metrics", "simulate", "show"}),
     frozenset({"api"}),
     frozenset({"doctor", "_arguments", "_summary"}),
     frozenset({"cli", "doctor", "_arguments", "_summary", "__main__"}),
