@@ -41,7 +41,7 @@ def data_folder(given: Path | None, layout: dict[str, str]) -> Path:
 
     Args:
         given: by `--data`.
-        layout: files that must lie in it, and what they hold.
+        layout: files and folders that must lie in it, and what they hold.
 
     Raises:
         SystemExit: no folder named, or files missing; the message says what was expected.
@@ -50,7 +50,7 @@ def data_folder(given: Path | None, layout: dict[str, str]) -> Path:
     expected = "\n".join(f"  {file}: {what}" for file, what in layout.items())
     if name is None:
         sys.exit(f"no data folder: give --data DIR or set {DATA_VARIABLE}; expected in it\n{expected}")
-    missing = [file for file in layout if not (name / file).is_file()]
+    missing = [file for file in layout if not (name / file).exists()]
     if missing:
         sys.exit(f"{name}: {', '.join(missing)} missing; expected\n{expected}")
     return name

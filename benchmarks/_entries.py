@@ -16,7 +16,7 @@ from fitkit.api import default_stages
 from fitkit.body import BodyModel
 from fitkit.coordinates import Chart, Latent, SixD, Tangent
 from fitkit.initialise import make_starts
-from fitkit.priors import GaussianPosePrior
+from fitkit.priors import gaussian_prior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver, solver_names
 from fitkit.solve import solve
@@ -123,13 +123,13 @@ class Peer(Entry):
 
 def mean_pose(body: BodyModel) -> Tensor:
     """Of the prior: where every start begins."""
-    return GaussianPosePrior().mean_pose().to(body.device, body.dtype)
+    return gaussian_prior().mean_pose().to(body.device, body.dtype)
 
 
 CHARTS: dict[str, Chart] = {
     "tangent": Tangent,
     "6D": SixD,
-    "latent": Latent.of(GaussianPosePrior()),
+    "latent": Latent.of(gaussian_prior()),
 }
 # Back ends are oracles, and precise ones; here they stop where ours do.
 SETTINGS: dict[str, dict[str, float]] = {

@@ -31,7 +31,7 @@ from fitkit.objectives import Keypoints2D, Objective, Residual
 from fitkit.objectives.base import Sum
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior
+from fitkit.priors import gaussian_prior
 from fitkit.problem import Problem
 from fitkit.state import ROTATIONS, State
 
@@ -140,7 +140,7 @@ def on_mesh(objective: Objective, mesh: type[OnMesh] = OnMesh) -> Sum:
 def peer_start(body: BodyModel, observation: Observation) -> State:
     """The prior's mean pose, upright and facing the camera, where its keypoints meet those seen."""
     people, observation = len(observation), observation.to(body.dtype).to(str(body.device))
-    pose = GaussianPosePrior().mean_pose().to(body.device, body.dtype)
+    pose = gaussian_prior().mean_pose().to(body.device, body.dtype)
     upright = torch.diag(pose.new_tensor([1.0, -1.0, -1.0]))
     orient, poses = upright.expand(people, 1, 3, 3), pose.expand(people, -1, -1, -1)
     state = replace(body.neutral(people), global_orient=orient, body_pose=poses)

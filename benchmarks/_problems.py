@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import roma
 import torch
 from torch import Tensor
 
@@ -15,15 +13,17 @@ from fitkit import geometry
 from fitkit._select import Rows
 from fitkit.body import BodyModel
 from fitkit.camera import Camera
+from fitkit.datasets import read_folders
 from fitkit.keypoints import Keypoints, get_set
 from fitkit.objectives import GMoF, Keypoints2D, Objective
 from fitkit.observation import Observation
-from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.priors import JointLimits, ShapePrior, UprightPrior, flow_prior
 from fitkit.state import State
 
-MOTION = "mocap/rotations_val.npz"
-LAYOUT = {MOTION: "axis_angle (N, 22, 3) radians, joint 0 in a world with Y up; ok (N,) bool"}
-NOISE, MISSING, SEED = 0.01, 0.1, 123
+# Motion capture of people whom no prior here was trained on.
+MOTION = "mocap/bvh/val"
+LAYOUT = {MOTION: "folder of SSS_TT.bvh, motion capture of subjects SSS that no prior has seen"}
+NOISE, MISSING, TILT, SEED = 0.01, 0.1, 8.0, 123
 SIDE, FOCAL = 1000, 1000.0
 
 
@@ -47,13 +47,23 @@ class Problems(Rows):
         return len(self.sigma)
 
 
-def make_problems(body: BodyModel, poses: Tensor, seed: int = SEED) -> Problems:
+def make_problems(
+    body: BodyModel,
+    poses: Tensor,
+    seed: int = SEED,
+    noise: float = NOISE,
+    missing: float | tuple[str, ...] = MISSING,
+    tilt: float = TILT,
+) -> Problems:
     """Random bodies in these poses, anywhere in front of a camera, turned any way, and what is seen of them.
 
     Args:
         body: in float64, on the CPU.
         poses: `(B, 22, 3, 3)`, joint 0 in a world with Y up and facing +Z.
         seed: of everything random.
+        noise: standard deviation of the points, in sizes of the person.
+        missing: share of the points that nobody saw; or names of points that are missing for everybody.
+        tilt: standard deviation of the camera's pitch, degrees; a third of it rolls.
     """
     draw, count = torch.Generator().manual_seed(seed), len(poses)
 
@@ -69,27 +79,39 @@ def make_problems(body: BodyModel, poses: Tensor, seed: int = SEED) -> Problems:
     depth = 2.5 + 3.5 * uniform(count)
     aside = (uniform(count, 2) - 0.5) * torch.tensor([0.2, 0.1]) * depth[:, None]
     transl = torch.cat([aside, depth[:, None]], 1)
-    truth = State(orient[:, None], poses[:, 1:], normal(count, body.num_betas), transl)
+    shape, thrown = normal(count, body.num_betas), normal(count, 17, 2)
+    dropped, turns = uniform(count, 17), math.radians(tilt) * normal(count, 3)
+    orient = geometry.exp(turns * torch.tensor([1.0, 0.0, 1 / 3])) @ orient
+    truth = State(orient[:, None], poses[:, 1:], shape, transl)
 
     camera = Camera.from_size(SIDE, SIDE, FOCAL).expand(count).to(torch.float64)
     clean = camera.project(body.keypoints(truth, "coco17"))
     width, height = (clean.amax(1) - clean.amin(1)).unbind(1)
-    sigma = NOISE * torch.maximum(height, width / 2)
-    noisy = clean + sigma[:, None, None] * normal(count, 17, 2)
-    confidence = (uniform(count, 17) > MISSING).double()
-    observation = Observation(camera, Keypoints(get_set("coco17"), noisy, confidence))
+    sigma = noise * torch.maximum(height, width / 2)
+    noisy = clean + sigma[:, None, None] * thrown
+    points = get_set("coco17")
+    if isinstance(missing, float):
+        confidence = (dropped > missing).double()
+    else:
+        confidence = torch.ones_like(dropped)
+        confidence[:, [points.index(name) for name in missing]] = 0
+    observation = Observation(camera, Keypoints(points, noisy, confidence))
     return Problems(observation, truth, clean, sigma)
 
 
-def load_poses(file: Path, count: int) -> Tensor:
-    """`(count, 22, 3, 3)` of the frames marked ok, drawn without replacement."""
-    with np.load(file) as archive:
-        frames = torch.from_numpy(archive["axis_angle"][archive["ok"]]).double()
-    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(SEED))
-    rotations: Tensor = roma.rotvec_to_rotmat(frames[order[:count]])
-    return rotations
+def load_poses(folder: Path, count: int) -> Tensor:
+    """`(count, 22, 3, 3)` of the usable frames, drawn without replacement."""
+    motion = read_folders([folder]).motion.usable_only()
+    order = torch.randperm(len(motion), generator=torch.Generator().manual_seed(SEED))
+    return motion.rotations[order[:count], :22].double()
 
 
-def objective() -> Objective:
-    """The calibrated sum: keypoints at the noise that the problems have, pose and shape priors, joint limits."""
-    return Keypoints2D(sigma=NOISE, kernel=GMoF(10)) + GaussianPosePrior() + ShapePrior() + JointLimits()
+def objective(prior: Objective | None = None, upright: bool = True) -> Objective:
+    """The sum that `fitkit.fit` lowers where there are only keypoints, at the noise that the problems have.
+
+    Args:
+        prior: pose prior; None for the default one.
+        upright: whether the body's stand to gravity counts.
+    """
+    total = Keypoints2D(sigma=NOISE, kernel=GMoF(10)) + (prior or flow_prior()) + ShapePrior() + JointLimits()
+    return total + UprightPrior() if upright else total

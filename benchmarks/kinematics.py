@@ -24,7 +24,7 @@ from fitkit.coordinates import Tangent
 from fitkit.keypoints import Keypoints, get_set
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior
+from fitkit.priors import gaussian_prior
 from fitkit.state import State
 
 POINTS = "coco17"
@@ -38,7 +38,7 @@ def random_state(body: BodyModel, people: int) -> State:
     upright = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
     state = State(
         upright @ geometry.exp(turn[:, :1]),
-        GaussianPosePrior().mean_pose() @ geometry.exp(turn[:, 1:]),
+        gaussian_prior().mean_pose() @ geometry.exp(turn[:, 1:]),
         torch.randn(people, body.num_betas, generator=draw, dtype=torch.float64),
         torch.tensor([0.0, 0.0, 4.0], dtype=torch.float64).expand(people, 3),
     )

@@ -21,7 +21,7 @@ from fitkit.keypoints import Keypoints
 from fitkit.objectives import BoneDirections, Keypoints2D, Objective, Sum
 from fitkit.observation import Observation
 from fitkit.observe import choose_people, load_image, observation_from_keypoints, observe, photo_camera
-from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.priors import JointLimits, ShapePrior, UprightPrior, flow_prior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
 from fitkit.result import FitResult
@@ -40,12 +40,12 @@ _RIGID = ("global_orient", "transl")
 
 
 def default_objective(observation: Observation | None = None) -> Sum:
-    """The sum that `fit` lowers: keypoints, bone directions, pose and shape priors, joint limits.
+    """The sum that `fit` lowers: keypoints, bone directions, priors of pose, stand and shape, joint limits.
 
     Args:
         observation: leaves out what was not observed; None for all terms.
     """
-    objective = Keypoints2D() + GaussianPosePrior() + ShapePrior() + JointLimits()
+    objective = Keypoints2D() + flow_prior() + UprightPrior() + ShapePrior() + JointLimits()
     if observation is None or observation.world is not None:
         objective = objective + BoneDirections()
     return objective
@@ -60,7 +60,7 @@ def default_stages(steps: int, jumps: bool = False) -> tuple[Stage, ...]:
             answer that holds the most probability instead of the lowest energy.
     """
     seen = ("keypoints_2d", "keypoints_3d", "directions")
-    strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
+    strong = {"pose_prior": 2.0, "shape_prior": 4.0, "directions": 5.0}
     begin = (
         Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
         Stage(
@@ -246,7 +246,7 @@ def _given(start: State, model: BodyModel, people: int) -> State:
 
 def _start_pose(model: BodyModel) -> Tensor:
     """The prior's mean, arms down; joints beyond the 21 of SMPL-X's body (SMPL's hands) at rest."""
-    mean = GaussianPosePrior().mean_pose().to(model.device, model.dtype)
+    mean = flow_prior().mean_pose().to(model.device, model.dtype)
     eye = torch.eye(3, dtype=model.dtype, device=model.device).expand(
         model.layout["body_pose"] - len(mean), 3, 3
     )

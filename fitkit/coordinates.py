@@ -158,7 +158,7 @@ class SixD(Coordinates):
 
 @runtime_checkable
 class PoseLatent(Protocol):
-    """What a pose prior offers to be a coordinate: a smooth map between latent numbers and 6D rotations.
+    """What a pose prior offers to be a coordinate: a smooth map between latent numbers and rotations.
 
     Attributes:
         joints: of the body pose that it knows, the first ones of `State.body_pose`.
@@ -168,14 +168,14 @@ class PoseLatent(Protocol):
     joints: int
     latent_size: int
 
-    def encode(self, numbers: Float[Tensor, "B J 6"]) -> Float[Tensor, "B L"]:
-        """Latent numbers of 6D rotations."""
+    def encode(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B L"]:
+        """Latent numbers of rotations."""
 
-    def decode(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 6"]:
-        """6D numbers, which need not be orthonormal."""
+    def decode(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 3 3"]:
+        """Rotations of latent numbers."""
 
-    def decode_jacobian(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 6 L"]:
-        """Derivative of `decode`."""
+    def decode_jacobian(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 3 L"]:
+        """Derivative of the w in `decode(z + dz) = decode(z) exp(w)`."""
 
 
 class Latent(Coordinates):
@@ -186,7 +186,7 @@ class Latent(Coordinates):
     Args:
         reference: see `Coordinates`.
         free: see `Coordinates`.
-        prior: such as `GaussianPosePrior()`.
+        prior: such as `fitkit.priors.flow_prior()`.
     """
 
     per_joint = 3
@@ -212,7 +212,7 @@ class Latent(Coordinates):
         if name != "body_pose":
             return _turns(getattr(self.reference, name), rotations)
         known = self.prior.joints
-        latent = self.prior.encode(geometry.to_6d(rotations[:, :known]))
+        latent = self.prior.encode(rotations[:, :known])
         rest = _turns(self.reference.body_pose[:, known:], rotations[:, known:])
         return torch.cat([latent, rest], 1)
 
@@ -225,16 +225,14 @@ class Latent(Coordinates):
         plain = torch.cat([x[:, : pose.start], still, x[:, pose.start + size :]], 1)
         changed = _turned(self.reference, plain, Tangent(self.reference, self.free).blocks)
         latent = self.prior.decode(x[:, pose.start : pose.start + size])
-        changed["body_pose"] = torch.cat([geometry.from_6d(latent), changed["body_pose"][:, known:]], 1)
+        changed["body_pose"] = torch.cat([latent, changed["body_pose"][:, known:]], 1)
         return changed
 
     def _rotation_differential(self, name: str, rotations: Tensor) -> Tensor:
         if name != "body_pose":
             return _eye(rotations)
         known, size = self.prior.joints, self.prior.latent_size
-        numbers = geometry.to_6d(rotations[:, :known])
-        moved = self.prior.decode_jacobian(self.prior.encode(numbers))
-        turned = (geometry.from_6d_jacobian(rotations[:, :known]) @ moved).flatten(1, 2)
+        turned = self.prior.decode_jacobian(self.prior.encode(rotations[:, :known])).flatten(1, 2)
         whole = rotations.new_zeros(
             len(rotations), 3 * rotations.shape[1], self._width(name, rotations.shape[1])
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,8 @@ from fitkit.body.kinematics import PointSet, Posed
 from fitkit.body.model import BodyModel
 from fitkit.camera import Camera
 from fitkit.state import State
+
+T = TypeVar("T")
 
 
 class Prediction:
@@ -31,6 +35,7 @@ class Prediction:
         self._blocks = blocks
         self._positions: dict[str, Tensor] = {}
         self._jacobians: dict[str, Tensor] = {}
+        self._found: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return len(self.state)
@@ -91,6 +96,18 @@ class Prediction:
         return self.body.vertices(self.state)
 
     # -- derivatives -----------------------------------------------------------------------------------------
+
+    @property
+    def linearizing(self) -> bool:
+        """Whether Jacobians will be read."""
+        return self._blocks is not None
+
+    def once(self, owner: object, make: Callable[[], T]) -> T:
+        """What an objective computes for its rows and needs again for their derivatives: made once, then kept."""
+        if id(owner) not in self._found:
+            self._found[id(owner)] = make()
+        found: T = self._found[id(owner)]
+        return found
 
     @property
     def blocks(self) -> dict[str, slice]:

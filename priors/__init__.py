@@ -3,8 +3,30 @@
 if __name__ != "fitkit.priors":
     raise ImportError("import it as fitkit.priors; the folder priors/ is not a package of its own")
 
-from fitkit.priors.gaussian import GaussianPosePrior
+from fitkit.priors.library import (
+    flow_prior,
+    gaussian_prior,
+    load_prior,
+    mixture_prior,
+    save_prior,
+    shipped,
+    vae_prior,
+)
 from fitkit.priors.limits import JointLimits
+from fitkit.priors.pose import PosePrior
 from fitkit.priors.shape import ShapePrior
+from fitkit.priors.upright import UprightPrior
 
-__all__ = ["GaussianPosePrior", "JointLimits", "ShapePrior"]
+__all__ = [
+    "JointLimits",
+    "PosePrior",
+    "ShapePrior",
+    "UprightPrior",
+    "flow_prior",
+    "gaussian_prior",
+    "load_prior",
+    "mixture_prior",
+    "save_prior",
+    "shipped",
+    "vae_prior",
+]

@@ -58,7 +58,7 @@ def people(body):  # type: ignore[no-untyped-def]
     from fitkit.camera import Camera
     from fitkit.keypoints import Keypoints, Keypoints3D, get_set
     from fitkit.observation import Observation
-    from fitkit.priors import GaussianPosePrior
+    from fitkit.priors import gaussian_prior
 
     def make(count: int = 3, seed: int = 0):  # type: ignore[no-untyped-def]
         draw = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ def people(body):  # type: ignore[no-untyped-def]
             return replace(
                 body.neutral(count),
                 global_orient=upright @ geometry.exp(0.3 * normal(count, 1, 3)),
-                body_pose=GaussianPosePrior().mean_pose() @ geometry.exp(0.3 * normal(count, 21, 3)),
+                body_pose=gaussian_prior().mean_pose() @ geometry.exp(0.3 * normal(count, 21, 3)),
                 betas=normal(count, body.num_betas),
                 transl=0.2 * normal(count, 3) + torch.tensor([0, 0, 4.0]),
             )

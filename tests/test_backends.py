@@ -17,7 +17,7 @@ from fitkit.body.model import BodyModel
 from fitkit.objectives import Keypoints2D, Keypoints3D, Objective
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior
+from fitkit.priors import gaussian_prior
 from fitkit.problem import Problem
 from fitkit.solve import solve
 from fitkit.solver import Outcome, Solver
@@ -138,7 +138,7 @@ class TestEveryBackEnd:
         assert observation.world is not None
         exact = body.keypoints(truth, "mediapipe33")
         seen = replace(observation.world, xyz=exact, confidence=torch.ones_like(exact[..., 0]))
-        objective = Keypoints3D(sigma=0.01, kernel=None) + 1e-3 * GaussianPosePrior()
+        objective = Keypoints3D(sigma=0.01, kernel=None) + 1e-3 * gaussian_prior()
         problem = Problem(body, replace(observation, world=seen), objective, free=("body_pose",))
         turned = truth.body_pose @ geometry.exp(truth.body_pose.new_full((1, 21, 3), 0.1))
         start = replace(truth, body_pose=turned)

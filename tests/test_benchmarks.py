@@ -41,7 +41,7 @@ def _measure(name: str, file: Path, *arguments: str | Path) -> dict[str, float]:
 
 
 def test_every_program_is_tested() -> None:
-    assert PROGRAMS == ["kinematics", "photos", "solvers"]
+    assert PROGRAMS == ["kinematics", "photos", "priors", "solvers"]
 
 
 def test_kinematics(tmp_path: Path) -> None:
@@ -74,6 +74,18 @@ def test_solvers(shared_data: Path, tmp_path: Path) -> None:
     assert numbers["linearize/automatic - closed form/gradient, batch 1"] < 1e-6
 
 
+def test_priors(shared_data: Path, tmp_path: Path) -> None:
+    names = ("gaussian-21", "joint-flow-21")
+    numbers = _measure("priors", tmp_path / "priors.json", "--data", shared_data, "--prior", *names)
+    assert numbers["likelihood/joint-flow-21/nats - gaussian-21, frames"] < -0.05
+    for name in names:
+        assert numbers[f"likelihood/{name}/round trip"] < 1e-4
+        assert numbers[f"ranking error/{name}/head turned 180"] < 5
+        assert numbers[f"denoising/{name}/after"] < numbers[f"denoising/{name}/before"]
+        errors = {column: numbers[f"fitting, full/{column}/MPJPE"] for column in (name, "limits only")}
+        assert errors[name] < errors["limits only"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")
 def test_photos(shared_data: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
@@ -87,7 +99,7 @@ def test_photos(shared_data: Path, tmp_path: Path) -> None:
     assert len(list(pictures.glob("*.png"))) == 2
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("solvers", "axis_angle"), ("photos", "index.json")])
+@pytest.mark.parametrize(("name", "wanted"), [("solvers", "SSS_TT.bvh"), ("priors", "SSS_TT.bvh"), ("photos", "index.json")])
 def test_missing_data_is_explained(name: str, wanted: str, tmp_path: Path) -> None:
     for arguments in ((), ("--data", tmp_path)):
         run = _run(name, "--quick", *arguments)

@@ -16,7 +16,7 @@ from fitkit.camera import Camera
 from fitkit.coordinates import Chart, Latent, SixD
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior, ShapePrior
+from fitkit.priors import ShapePrior, gaussian_prior
 from fitkit.problem import Problem
 from fitkit.solve import Solution, solve
 from fitkit.solver import Outcome, Solver, Stage
@@ -110,10 +110,10 @@ class TestEverySolver:
         ends = (Outcome.NO_GRADIENT, Outcome.CONVERGED, Outcome.STALLED)
         assert Outcome(int(solution.outcome[0])) in ends
 
-    @pytest.mark.parametrize("chart", [SixD, Latent.of(GaussianPosePrior())], ids=["6d", "latent"])
+    @pytest.mark.parametrize("chart", [SixD, Latent.of(gaussian_prior())], ids=["6d", "latent"])
     def test_bounds_hold_in_other_coordinates(self, body: BodyModel, solver: Solver, chart: Chart) -> None:
         """With rotations and the place free as well, which the bounds are not about."""
-        objective = coupled() + 0.5 * GaussianPosePrior()
+        objective = coupled() + 0.5 * gaussian_prior()
         problem, start = problem_of(body, free=None, coordinates=chart, objective=objective)
         problem = replace(problem, bounds={"betas": (-1.0, 1.0), "transl": (-2.0, 2.0)})
         solution = solve(problem, solver, start, [Stage(30)])

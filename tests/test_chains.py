@@ -20,7 +20,7 @@ from fitkit.coordinates import SixD, Tangent
 from fitkit.objectives import Keypoints2D
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.priors import JointLimits, ShapePrior, gaussian_prior
 from fitkit.problem import Problem
 from fitkit.registry import chain, get_solver, register_solver
 from fitkit.solve import Solution, solve
@@ -44,7 +44,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(body: BodyModel, people: MakePeople) -> Scene:
     start, observation = people(3)
-    objective = Keypoints2D() + GaussianPosePrior() + ShapePrior() + JointLimits()
+    objective = Keypoints2D() + gaussian_prior() + ShapePrior() + JointLimits()
     return Scene(Problem(body, observation, objective), start)
 
 

@@ -18,7 +18,7 @@ from fitkit.objectives import L1, BoneDirections, GMoF, Huber, Kernel, Keypoints
 from fitkit.objectives import Keypoints3D as Points3D
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.priors import JointLimits, ShapePrior, gaussian_prior
 from fitkit.problem import Problem
 from fitkit.state import ROTATIONS, State
 
@@ -26,9 +26,9 @@ MakePeople = Callable[..., tuple[State, Observation]]
 CHARTS: dict[str, Chart] = {
     "tangent": Tangent,
     "6d": SixD,
-    "latent": Latent.of(GaussianPosePrior()),
+    "latent": Latent.of(gaussian_prior()),
 }
-LATENT = GaussianPosePrior.latent_size
+LATENT = gaussian_prior().latent_size
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -151,7 +151,7 @@ def test_a_latent_knows_only_the_first_joints() -> None:
     coordinates = CHARTS["latent"](smpl(), None)
     block = coordinates.blocks["body_pose"]
     assert block.stop - block.start == LATENT + 2 * 3
-    mean = GaussianPosePrior().mean_pose()
+    mean = gaussian_prior().mean_pose()
     likely = replace(smpl(), body_pose=torch.cat([mean.expand(3, 21, 3, 3), smpl().body_pose[:, 21:]], 1))
     # The mean pose is near the origin: the mean of 6D numbers is no rotation, but not far from one.
     assert (
@@ -175,7 +175,7 @@ OBJECTIVE = (
     Keypoints2D(kernel=GMoF(2.0))
     + 0.5 * Points3D(kernel=L1(1.0))
     + 3.0 * BoneDirections(kernel=Huber(0.5))
-    + GaussianPosePrior()
+    + gaussian_prior()
     + ShapePrior()
     + 2.0 * JointLimits()
 )

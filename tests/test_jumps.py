@@ -17,7 +17,7 @@ from fitkit.keypoints import Keypoints, get_set
 from fitkit.metrics import mpjpe
 from fitkit.objectives import Keypoints2D
 from fitkit.observation import Observation
-from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.priors import JointLimits, ShapePrior, gaussian_prior
 from fitkit.problem import Problem
 from fitkit.solve import solve
 from fitkit.solver import Stage
@@ -229,7 +229,7 @@ def seen_exactly(body: BodyModel, truth: State) -> Problem:
     confidence = torch.zeros(people, 55, dtype=torch.float64)
     confidence[:, :22] = 1
     keypoints = Keypoints(NAMES, camera.project(body.joints(truth)), confidence)
-    objective = Keypoints2D(sigma=0.01) + GaussianPosePrior() + ShapePrior() + JointLimits()
+    objective = Keypoints2D(sigma=0.01) + gaussian_prior() + ShapePrior() + JointLimits()
     return Problem(body, Observation(camera, keypoints), objective)
 
 

@@ -25,7 +25,7 @@ from fitkit.objectives import GMoF, Objective
 from fitkit.objectives import Keypoints3D as Points3D
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import GaussianPosePrior
+from fitkit.priors import gaussian_prior
 from fitkit.problem import Problem
 from fitkit.solve import Solution, solve
 from fitkit.solver import Outcome, Solver, Stage
@@ -182,14 +182,14 @@ def pull(pred: Prediction, obs: Observation) -> Tensor:
     return pred.body_pose.flatten(1) - numbers_of(obs)
 
 
-PRIOR = GaussianPosePrior()
+PRIOR = gaussian_prior()
 
 
 @fitkit.objective(requires=("numbers",))
 def whitened_pull(pred: Prediction, obs: Observation) -> Tensor:
     """The same in the numbers of the prior's latent, where `pull` is steep in some directions and flat in others."""
     wanted = numbers_of(obs).view(len(pred), 21, 3, 3)
-    return PRIOR.encode(geometry.to_6d(pred.body_pose)) - PRIOR.encode(geometry.to_6d(wanted))
+    return PRIOR.encode(pred.body_pose) - PRIOR.encode(wanted)
 
 
 def reachable(body: BodyModel, coordinates: Chart | None = None, latent: bool = False) -> Known:

@@ -17,7 +17,7 @@ from fitkit.coordinates import Chart, Latent, SixD, Tangent
 from fitkit.initialise import make_starts, torso_orientation
 from fitkit.objectives import Keypoints2D
 from fitkit.observation import Observation
-from fitkit.priors import GaussianPosePrior, JointLimits, ShapePrior
+from fitkit.priors import JointLimits, ShapePrior, gaussian_prior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver, register_solver, solver_names
 from fitkit.solve import Solution, solve
@@ -36,7 +36,7 @@ def run(problem: Problem, solver: Solver, state: State, steps: int | None = None
 
 
 def start(body: BodyModel, observation: Observation) -> State:
-    starts = make_starts(body, observation, GaussianPosePrior().mean_pose())
+    starts = make_starts(body, observation, gaussian_prior().mean_pose())
     return starts.state.select(slice(0, None, starts.count))
 
 
@@ -97,7 +97,7 @@ class TestEverySolver:
         state, observation = people()
         broken = state.transl.clone()
         broken[1] = float("nan")
-        problem = Problem(body, observation, Keypoints2D() + ShapePrior() + GaussianPosePrior())
+        problem = Problem(body, observation, Keypoints2D() + ShapePrior() + gaussian_prior())
         solution = run(problem, solver, replace(state, transl=broken), 5)
         assert solution.outcome[1] == Outcome.NOT_FINITE
         assert torch.isfinite(solution.energy[[0, 2]]).all()
@@ -123,7 +123,7 @@ def test_exact_keypoints_are_met(body: BodyModel, people: MakePeople) -> None:
     exact = observation.camera.project(body.keypoints(truth, "mediapipe33"))
     seen = replace(observation.keypoints, xy=exact, confidence=torch.ones_like(exact[..., 0]))
     observation = replace(observation, keypoints=seen)
-    problem = Problem(body, observation, Keypoints2D() + 1e-3 * ShapePrior() + 1e-3 * GaussianPosePrior())
+    problem = Problem(body, observation, Keypoints2D() + 1e-3 * ShapePrior() + 1e-3 * gaussian_prior())
     solution = solve(problem, LM(200, tolerance=1e-8), truth.select([0, 1, 2]))
     found = observation.camera.project(body.keypoints(solution.state, "mediapipe33"))
     assert (found - exact).norm(dim=-1).mean() < 0.5
@@ -132,7 +132,7 @@ def test_exact_keypoints_are_met(body: BodyModel, people: MakePeople) -> None:
 def test_more_starts_are_never_worse(body: BodyModel, people: MakePeople) -> None:
     _, observation = people()
     problem = Problem(body, observation, fitkit.default_objective(observation))
-    starts = make_starts(body, observation, GaussianPosePrior().mean_pose())
+    starts = make_starts(body, observation, gaussian_prior().mean_pose())
     assert starts.count == 6
     several = solve(problem, LM(), starts.state, starts=starts.count)
     single = solve(problem, LM(), starts.state.select(slice(0, None, starts.count)))
@@ -169,7 +169,7 @@ def test_a_solver_of_ones_own_is_at_home(body: BodyModel, people: MakePeople) ->
 
 def test_progress_is_reported_and_can_stop_a_run(body: BodyModel, people: MakePeople) -> None:
     _, observation = people()
-    problem = Problem(body, observation, JointLimits() + Keypoints2D() + GaussianPosePrior() + ShapePrior())
+    problem = Problem(body, observation, JointLimits() + Keypoints2D() + gaussian_prior() + ShapePrior())
     seen: list[tuple[int, str]] = []
     solution: Solution = solve(
         problem,
@@ -224,7 +224,7 @@ class Waits(TorchDispatchMode):
         self.steps = step
 
 
-CHARTS: dict[str, Chart] = {"tangent": Tangent, "6d": SixD, "latent": Latent.of(GaussianPosePrior())}
+CHARTS: dict[str, Chart] = {"tangent": Tangent, "6d": SixD, "latent": Latent.of(gaussian_prior())}
 STEPPING: list[Solver] = [LM(), LM(triggs=True), LBFGS(), BFGS(), Adam()]
 
 

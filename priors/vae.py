@@ -1,0 +1,460 @@
+"""PoseVAE: the variational autoencoder that pose priors are compared with, and a reader of VPoser's own weights."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fitkit import geometry
+from fitkit.priors.density import HALF_LOG_TAU, Density, Quadratic
+from fitkit.priors.numbers import AxisAngle, Matrix, Representation
+
+# Of the units that training leaves out, and the slope below zero of its Leaky ReLUs: as VPoser v2.
+DROPOUT = 0.1
+SLOPE = 0.01
+# Standard deviation of the Gaussian around the decoded numbers: the noise that the priors here are stated at.
+NOISE = 0.05
+# People whose draws `log_prob` decodes at once: 64 draws of as many stay within some hundred megabytes.
+_AT_ONCE = 128
+_TINY = 1e-12
+
+
+class Encoder(nn.Module):
+    """Mean and standard deviation of `q(z|x)`, in the layout of VPoser v2 without its batch normalisations.
+
+    Three layers, of which only the first is followed by a Leaky ReLU, and two heads; the deviation is a softplus,
+    though its layer is called log-variance there.
+
+    Attributes:
+        slopes: `(2,)` below zero, after the first and the second layer; 1 is no bend at all.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, size: int, latent: int, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(size, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.third = nn.Linear(hidden, hidden)
+        self.mean = nn.Linear(hidden, latent)
+        self.deviation = nn.Linear(hidden, latent)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.register_buffer("slopes", torch.tensor([SLOPE, 1.0]))
+
+    def forward(self, numbers: Float[Tensor, "B F"]) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        units = self.dropout(_leaky(self.first(numbers), self.slopes[0]))
+        units = self.third(_leaky(self.second(units), self.slopes[1]))
+        # Far from the data softplus underflows, and the logarithm of the deviation must not.
+        return self.mean(units), functional.softplus(self.deviation(units)).clamp_min(1e-6)
+
+    def jacobian(self, numbers: Float[Tensor, "B F"]) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L F"]]:
+        """The mean and its derivative: the product of the layers and of the slopes between them."""
+        first = self.first(numbers)
+        second = self.second(_leaky(first, self.slopes[0]))
+        mean = self.mean(self.third(_leaky(second, self.slopes[1])))
+        along = self.mean.weight @ self.third.weight
+        if bool(self.slopes[1] != 1):
+            along = along * _slope(second, self.slopes[1])[:, None]
+        along = (along @ self.second.weight) * _slope(first, self.slopes[0])[:, None]
+        return mean, along @ self.first.weight
+
+
+class Decoder(nn.Module):
+    """Three layers with Leaky ReLUs between them, as both VPosers have them.
+
+    Attributes:
+        slopes: `(2,)` below zero, after the first and the second layer.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, size: int, latent: int, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(latent, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.third = nn.Linear(hidden, size)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.register_buffer("slopes", torch.tensor([SLOPE, SLOPE]))
+
+    def forward(self, z: Float[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        units = self.dropout(_leaky(self.first(z), self.slopes[0]))
+        numbers: Tensor = self.third(_leaky(self.second(units), self.slopes[1]))
+        return numbers
+
+    def jacobian(self, z: Float[Tensor, "B L"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L D"]]:
+        """The numbers and the transpose of their derivative."""
+        first = self.first(z)
+        second = self.second(_leaky(first, self.slopes[0]))
+        along = self.first.weight.mT * _slope(first, self.slopes[0])[:, None]
+        # Latent numbers beside people: one product for all of them.
+        along = functional.linear(along, self.second.weight) * _slope(second, self.slopes[1])[:, None]
+        return self.third(_leaky(second, self.slopes[1])), functional.linear(along, self.third.weight)
+
+
+class PoseVAE(Density):
+    """Variational autoencoder of poses (VPoser; Pavlakos et al., CVPR 2019, section 3.3).
+
+    `p(x) = integral of N(x; decode(z), noise^2) N(z; 0, 1) dz`. For 21 joints in 6D, 32 latent numbers and 512
+    hidden units the decoder has exactly 344,190 parameters: 32 -> 512 -> 512 -> 126, which is how Zanfir et al.
+    (ECCV 2020, supplement) count VPoser. The encoder (`Encoder`) adds 623,168, used in training and to find z.
+
+    Its density is no number that it can name: `log_prob` is a lower bound. A fit lowers the negative evidence lower
+    bound's data and latent part at the encoder's mean. Training mode adds dropout; a density that was loaded is in
+    evaluation mode.
+
+    Args:
+        size: D.
+        latent: L.
+        hidden: units of each layer.
+        turns: 0 for plain numbers. 3 or 9: x are joints in 6D that the encoder reads as rotation vectors or as
+            matrices, and whatever the decoder says is brought to the 6D numbers of a rotation, as VPoser does it.
+
+    Attributes:
+        noise: standard deviation of x around the decoded numbers.
+        draws: K of `log_prob`.
+
+    Raises:
+        ValueError: `turns` of another value, or with a size that is not six times something.
+
+    >>> vae = PoseVAE(126).eval()
+    >>> sum(each.numel() for each in vae.decoder.parameters())
+    344190
+    """
+
+    kind = "vae"
+    noise: Tensor
+    origin: Tensor
+    spread: Tensor
+
+    def __init__(self, size: int, latent: int = 32, hidden: int = 512, turns: int = 0) -> None:
+        super().__init__()
+        if turns not in (0, 3, 9) or (turns and size % 6):
+            raise ValueError(f"turns {turns} for {size} numbers, expected 0, or 3 or 9 for joints in 6D")
+        self.size, self.latent, self.hidden, self.turns, self.draws = size, latent, hidden, turns, 64
+        self._form: Representation | None = {3: AxisAngle(), 9: Matrix()}.get(turns)
+        self.encoder = Encoder(size // 6 * turns if turns else size, latent, hidden)
+        self.decoder = Decoder(size, latent, hidden)
+        self.register_buffer("noise", torch.tensor(NOISE))
+        self.register_buffer("origin", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+        self.register_load_state_dict_post_hook(_evaluating)
+
+    def settings(self) -> dict[str, int]:
+        return {"size": self.size, "latent": self.latent, "hidden": self.hidden, "turns": self.turns}
+
+    def start_from(self, x: Float[Tensor, "N D"]) -> None:
+        """Standardise by these vectors.
+
+        Raises:
+            ValueError: fewer than two vectors, or a VAE that reads rotations.
+        """
+        if self.turns or len(x) < 2:
+            raise ValueError(f"{len(x)} vectors, turns {self.turns}, expected two or more and turns 0")
+        self.origin.copy_(x.double().mean(0))
+        # Numbers that hardly move are noise: making them large would only teach it.
+        self.spread.copy_(x.double().std(0).clamp_min(float(self.noise)))
+
+    # -- encoder and decoder -----------------------------------------------------------------------------------
+
+    def posterior(self, x: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        """Mean and standard deviation of `q(z|x)`."""
+        mean, deviation = self.encoder(self._read(x))
+        return mean, deviation
+
+    def encode_mean(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B L"]:
+        """Mean of `q(z|x)`."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Float[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        """Mean of `p(x|z)`."""
+        return self.origin + self.spread * self._write(self.decoder(z))
+
+    def _read(self, x: Tensor) -> Tensor:
+        """What the encoder eats."""
+        unit = (x - self.origin) / self.spread
+        if self._form is None:
+            return unit
+        return self._form.numbers(geometry.from_6d(unit.unflatten(1, (-1, 6)))).flatten(1)
+
+    def _write(self, numbers: Tensor) -> Tensor:
+        """What the decoder says, as 6D numbers of rotations where it is about those."""
+        if self._form is None:
+            return numbers
+        return geometry.to_6d(geometry.from_6d(numbers.unflatten(1, (-1, 6)))).flatten(1)
+
+    # -- as a density --------------------------------------------------------------------------------------------
+
+    def log_prob(self, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """Lower bound of the natural logarithm of the density: not the density itself, which has no closed form.
+
+        Importance-weighted by `draws` samples of `q(z|x)` (Burda et al., ICLR 2016, eq. 8): below it on average over
+        the draws, not at each of them, and nearer the more there are. They are the same for every x and every call:
+        values of different x compare, and nothing is random. VPoser's own encoder was trained for another loss than
+        this noise says, and its bound is looser.
+        """
+        generator = torch.Generator().manual_seed(0)
+        normal = torch.randn(self.draws, self.latent, generator=generator, dtype=torch.float64).to(x)
+        return torch.cat([self._bound(part, normal) for part in x.split(_AT_ONCE)])
+
+    def _bound(self, x: Tensor, normal: Float[Tensor, "K L"]) -> Tensor:
+        mean, deviation = self.posterior(x)
+        z = mean[:, None] + deviation[:, None] * normal
+        error = (x[:, None] - self.decode(z.flatten(0, 1)).view(len(x), self.draws, self.size)) / self.noise
+        seen = -0.5 * (error * error).sum(-1) - self.size * (self.noise.log() + HALF_LOG_TAU)
+        # Of log p(z) - log q(z|x) the constants cancel.
+        drawn = 0.5 * ((normal * normal).sum(-1) - (z * z).sum(-1)) + deviation.log().sum(-1)[:, None]
+        return torch.logsumexp(seen + drawn, 1) - math.log(self.draws)
+
+    def rows(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B R"]:
+        """`[mu(x), (x - decode(mu(x))) / noise]`, R = L + D.
+
+        Half its squares is the negative evidence lower bound's data and latent part at the posterior mean, without
+        what the width of the posterior adds.
+        """
+        mean = self.encode_mean(x)
+        return torch.cat([mean, (x - self.decode(mean)) / self.noise], 1)
+
+    def rows_jacobian(self, x: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R D"]]:
+        """`rows` and their derivative, outside training.
+
+        In closed form: between its bends a network of Leaky ReLUs is linear, and the latent numbers are few.
+        """
+        unit = (x - self.origin) / self.spread
+        mean, encoded = self.encoder.jacobian(self._read(x))
+        said, decoded = self.decoder.jacobian(mean)
+        if self._form is not None:
+            six = unit.unflatten(1, (-1, 6))
+            encoded = _through(
+                encoded, self._form.jacobian(geometry.from_6d(six)) @ gram_schmidt_jacobian(six)
+            )
+            six = said.unflatten(1, (-1, 6))
+            turned = geometry.to_6d_jacobian(geometry.from_6d(six)) @ gram_schmidt_jacobian(six)
+            decoded = _through(decoded, turned.mT)
+        encoded = encoded / self.spread
+        error = x - self.origin - self.spread * self._write(said)
+        eye = torch.eye(self.size, dtype=x.dtype, device=x.device)
+        moved = eye - (decoded * self.spread).mT @ encoded
+        return torch.cat([mean, error / self.noise], 1), torch.cat([encoded, moved / self.noise], 1)
+
+    def quadratic(self, x: Float[Tensor, "B D"]) -> Quadratic:
+        """Exact gradient and Gauss-Newton curvature."""
+        rows, jacobian = self.rows_jacobian(x)
+        return Quadratic(rows, (jacobian.mT @ rows[..., None])[..., 0], jacobian.mT @ jacobian)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count D"]:
+        """Decoded unit normal numbers, without the noise around them."""
+        return self.decode(self._normal(count, self.latent, generator))
+
+    def centre(self) -> Float[Tensor, " D"]:
+        return self.decode(self.origin.new_zeros(1, self.latent))[0]
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, x: Float[Tensor, "B D"], beta: float = 1.0) -> Float[Tensor, ""]:
+        """Negative evidence lower bound per number, nats, of vectors that already carry the noise.
+
+        One draw per vector (Kingma and Welling, ICLR 2014, eq. 7), the divergence in closed form.
+
+        Args:
+            x: vectors, with noise of standard deviation `noise` added.
+            beta: weight of the divergence (Higgins et al., ICLR 2017); at 1 it is the bound.
+        """
+        mean, deviation = self.posterior(x)
+        error = (x - self.decode(mean + deviation * torch.randn_like(mean))) / self.noise
+        seen = 0.5 * (error * error).sum(1) + self.size * (self.noise.log() + HALF_LOG_TAU)
+        divergence = (0.5 * (deviation * deviation + mean * mean - 1) - deviation.log()).sum(1)
+        return (seen + beta * divergence).mean() / self.size
+
+
+def _leaky(units: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(units > 0, units, slope * units)
+
+
+def _slope(units: Tensor, slope: Tensor) -> Tensor:
+    """Derivative of `_leaky`."""
+    return torch.where(units > 0, torch.ones_like(slope), slope)
+
+
+def _evaluating(vae: nn.Module, _: object) -> None:
+    """Hook after loading."""
+    vae.eval()
+
+
+def _through(rows: Float[Tensor, "B K M"], blocks: Float[Tensor, "B J m n"]) -> Float[Tensor, "B K N"]:
+    """Rows times a derivative that is block by block, M = J m and N = J n."""
+    return torch.einsum("bkjm,bjmn->bkjn", rows.unflatten(2, (blocks.shape[1], -1)), blocks).flatten(2)
+
+
+def gram_schmidt_jacobian(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 6"]:
+    """Derivative of the w in `from_6d(x + dx) = from_6d(x) exp(w)`, also where x is not orthonormal."""
+    rotations = geometry.from_6d(numbers)
+    x, y, z = rotations.unbind(-1)
+    first, second = numbers.split(3, -1)
+    along = (x * second).sum(-1, keepdim=True)
+    length = first.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+    rest = (second - along * x).norm(dim=-1, keepdim=True).clamp_min(_TINY)
+    zero = torch.zeros_like(z)
+    by_first = torch.stack([-along / (length * rest) * z, -z / length, y / length], -2)
+    return torch.cat([by_first, torch.stack([z / rest, zero, zero], -2)], -1)
+
+
+# -- VPoser's own weights ----------------------------------------------------------------------------------------------
+
+_PARTS = "norm first hidden_norm second third mean deviation out_first out_second out_third".split()
+# Its names of these; v1.0 has no third layer of the encoder.
+_NAMES = {
+    "VPoser v1.0": [
+        *("bodyprior_enc_bn1", "bodyprior_enc_fc1", "bodyprior_enc_bn2", "bodyprior_enc_fc2", ""),
+        *("bodyprior_enc_mu", "bodyprior_enc_logvar"),
+        *("bodyprior_dec_fc1", "bodyprior_dec_fc2", "bodyprior_dec_out"),
+    ],
+    "VPoser v2.0": [
+        *(f"vp_model.encoder_net.{part}" for part in ("1", "2", "4", "6", "7", "8.mu", "8.logvar")),
+        *(f"vp_model.decoder_net.{part}" for part in ("0", "3", "5")),
+    ],
+}
+# Slopes of the Leaky ReLUs of the encoder and of the decoder, which no file says.
+_SLOPES = {"VPoser v1.0": ((0.2, 0.2), (0.2, 0.2)), "VPoser v2.0": ((0.01, 1.0), (0.01, 0.01))}
+_BATCH_NORM_EPS = 1e-5
+_WHERE = "VPoser is free for research under its own licence: register at https://smpl-x.is.tue.mpg.de and download it"
+
+Layer = tuple[Tensor, Tensor]
+
+
+def load_vposer(path: str | Path, noise: float = NOISE) -> PoseVAE:
+    """VPoser from the user's own copy of its weights, as a density over 126 6D numbers in the order of `to_6d`.
+
+    Reads v1.0 (`vposer_v1_0`, `TR00_E096.pt`) and v2.0 (`V02_05`, `*.ckpt`), whose layouts are those of
+    github.com/nghorbani/human_body_prior. Nothing in the file is executed. VPoser reads rotation vectors (v1.0 in one
+    variant matrices) and writes the first two columns row by row; both are converted, and its batch
+    normalisations become part of the layers after them. It is a density only by what `PoseVAE` makes of it:
+    VPoser itself was trained for another loss, and states no noise.
+
+    Args:
+        path: the file, or the folder that holds it, itself or in `snapshots`; of several the last by name.
+        noise: standard deviation of the 6D numbers around the decoded ones.
+
+    Returns:
+        In float64 and evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without one.
+        ValueError: a file that is damaged or of another layout.
+    """
+    file = _snapshot(Path(path))
+    state = _tensors(file)
+    version = next((each for each, names in _NAMES.items() if f"{names[1]}.weight" in state), None)
+    if version is None:
+        expected = " or ".join(f"{names[1]}.weight ({each})" for each, names in _NAMES.items())
+        raise ValueError(f"{file}: tensors {_some(list(state))}, expected {expected}")
+    layers = _layers(file, version, state)
+    hidden, latent = layers["out_first"][0].shape
+    size, eaten = len(layers["out_third"][1]), layers["first"][0].shape[1]
+    vae = PoseVAE(size, latent, hidden, eaten * 6 // size).double().requires_grad_(False)
+    vae.noise.fill_(noise)
+    for slopes, values in zip((vae.encoder.slopes, vae.decoder.slopes), _SLOPES[version], strict=True):
+        slopes.copy_(torch.tensor(values, dtype=torch.float64))
+    # VPoser writes x0 y0 x1 y1 x2 y2 of the columns x and y, and we x0 x1 x2 y0 y1 y2.
+    order = torch.arange(size).view(-1, 3, 2).mT.flatten()
+    layers["out_third"] = layers["out_third"][0][order], layers["out_third"][1][order]
+    for part, (weight, bias) in layers.items():
+        network = vae.decoder if part.startswith("out_") else vae.encoder
+        layer = getattr(network, part.removeprefix("out_"))
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return vae.eval()
+
+
+def _snapshot(path: Path) -> Path:
+    """The file of weights that a path means."""
+    if path.is_file():
+        return path
+    files = [*sorted((path / "snapshots").glob("*")), *sorted(path.glob("*"))]
+    found = [file for file in files if file.suffix in (".pt", ".ckpt")]
+    if not found:
+        what = "a folder without *.pt or *.ckpt, itself or in snapshots" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}. {_WHERE}")
+    return [file for file in found if file.parent == found[0].parent][-1]
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Named tensors of a file, read without running anything in it."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file}: not a file of tensors alone, expected VPoser's weights. What else it holds could run code and is "
+            "not read; if you trust its source, keep torch.load(file, weights_only=False)['state_dict'] in a new file"
+        ) from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"{file}: not readable ({error}), expected VPoser's .pt or .ckpt") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise ValueError(f"{file}: a {type(state).__name__}, expected named tensors")
+    # Copies without the trainer's prefix are about.
+    bare = ("encoder_net.", "decoder_net.")
+    prefix = {str(name): "vp_model." * str(name).startswith(bare) for name in state}
+    return {prefix[str(name)] + str(name): each for name, each in state.items() if isinstance(each, Tensor)}
+
+
+def _layers(file: Path, version: str, state: dict[str, Tensor]) -> dict[str, Layer]:
+    """Weights and biases by the names in `Encoder`, and with `out_` before them in `Decoder`, in float64."""
+    names = {part: name for part, name in zip(_PARTS, _NAMES[version], strict=True) if name}
+    read: dict[str, list[Tensor]] = {}
+    for part, name in names.items():
+        ends = ["weight", "bias"] + ["running_mean", "running_var"] * part.endswith("norm")
+        missing = [f"{name}.{end}" for end in ends if f"{name}.{end}" not in state]
+        if missing:
+            raise ValueError(f"{file}: {version} without {_some(missing)}; it has {_some(list(state))}")
+        read[part] = [state[f"{name}.{end}"].double() for end in ends]
+    _check_shapes(f"{file}: {version}", names, read)
+    layers = {part: (each[0], each[1]) for part, each in read.items() if not part.endswith("norm")}
+    layers["first"] = _folded(read["norm"], layers["first"])
+    layers["second"] = _folded(read["hidden_norm"], layers["second"])
+    hidden = len(layers["first"][1])
+    layers.setdefault("third", (torch.eye(hidden).double(), torch.zeros(hidden).double()))
+    odd = [names[part] for part in names if part in layers and not all(map(_finite, layers[part]))]
+    if odd:
+        raise ValueError(f"{file}: {version} with numbers up to {_some(odd)} that are not finite")
+    return layers
+
+
+def _check_shapes(what: str, names: dict[str, str], read: dict[str, list[Tensor]]) -> None:
+    """That every tensor is of the shape that the others ask for."""
+    hidden, eaten, latent, size = (read[each][1].numel() for each in ("first", "norm", "mean", "out_third"))
+    if size % 6 or eaten * 6 not in (3 * size, 9 * size):
+        raise ValueError(
+            f"{what} of {eaten} numbers in and {size} out, expected 63 (or 189) and 126, for 21 joints"
+        )
+    square, head = (hidden, hidden), (latent, hidden)
+    encoder = [(eaten,), (hidden, eaten), (hidden,), square, square, head, head]
+    shapes = dict(zip(_PARTS, [*encoder, (hidden, latent), square, (size, hidden)], strict=True))
+    for part, each in read.items():
+        got = [tuple(one.shape) for one in each]
+        expected = [shapes[part], *[shapes[part][:1]] * (len(each) - 1)]
+        if got != expected:
+            raise ValueError(f"{what} with {names[part]} of shapes {got}, expected {expected}")
+
+
+def _finite(numbers: Tensor) -> bool:
+    return bool(torch.isfinite(numbers).all())
+
+
+def _folded(norm: list[Tensor], layer: Layer) -> Layer:
+    """A linear layer that does what a batch normalisation and it do in evaluation mode."""
+    gain, shift, mean, variance = norm
+    scale = gain / (variance + _BATCH_NORM_EPS).sqrt()
+    return layer[0] * scale, layer[1] + layer[0] @ (shift - mean * scale)
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list."""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more or "none"
