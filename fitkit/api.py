@@ -60,7 +60,7 @@ def default_stages(steps: int, jumps: bool = False) -> tuple[Stage, ...]:
             answer that holds the most probability instead of the lowest energy.
     """
     seen = ("keypoints_2d", "keypoints_3d", "directions")
-    strong = {"pose_prior": 2.0, "shape_prior": 4.0, "directions": 5.0}
+    strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
     begin = (
         Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
         Stage(

@@ -95,16 +95,19 @@ class Flow(Density):
         smooth: whether the log-determinant has a useful gradient. Then it counts in a fit; where it is piecewise
             constant (PReLU) or constant (linear) it cannot, and a fit lowers `|z|^2 / 2` alone.
         ceiling: of the log-determinant over the motion behind the density; the row of the volume is zero there.
-        precision: `(D, D)` of the vectors behind the density: the curvature that a fit assumes.
+        mean: `(D,)` of the motion behind the density.
+        precision: `(D, D)` of the same, inverse of its covariance: the curvature that a fit assumes.
     """
 
     smooth: bool = False
+    mean: Tensor
     ceiling: Tensor
     precision: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
+        self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("ceiling", torch.zeros(()))
         self.register_buffer("precision", torch.eye(size))
         self.register_load_state_dict_post_hook(derived)
@@ -153,7 +156,8 @@ class Flow(Density):
         return self.decode(self._normal(count, self.size, generator))
 
     def centre(self) -> Tensor:
-        return self.decode(self.precision.new_zeros(1, self.size))[0]
+        """The mean of the motion: measured, a better start than the pose of latent zero."""
+        return self.mean
 
     def jacobian(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D D"]:
         """Derivative of the latent numbers: row by latent number, column by x."""
@@ -171,9 +175,10 @@ class Flow(Density):
         """
         if len(x) <= self.size:
             raise ValueError(f"{len(x)} vectors of {self.size} numbers, expected more vectors than numbers")
-        covariance = torch.cov(x.double().mT)
+        mean, covariance = x.double().mean(0), torch.cov(x.double().mT)
+        self.mean.copy_(mean)
         self.precision.copy_(torch.linalg.inv(covariance))
-        self._start(x.double().mean(0), torch.linalg.cholesky(covariance), x)
+        self._start(mean, torch.linalg.cholesky(covariance), x)
         with torch.no_grad():
             self.derive()
 
@@ -185,13 +190,11 @@ class Gaussian(Flow):
     """Normal distribution with full covariance: the linear flow `z = L^-1 (x - mean)` of its Cholesky factor L."""
 
     kind = "gaussian"
-    mean: Tensor
     factor: Tensor
     whitening: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("factor", torch.eye(size))
         self.register_buffer("whitening", torch.eye(size), persistent=False)
 
@@ -199,11 +202,11 @@ class Gaussian(Flow):
     def of(cls, mean: Float[Tensor, " D"], covariance: Float[Tensor, "D D"]) -> Gaussian:
         """Of moments; the covariance must be positive definite."""
         density = cls(len(mean)).double()
+        density.mean.copy_(mean)
         density._start(mean, torch.linalg.cholesky(covariance.double()), mean)
         return density.eval()
 
     def _start(self, mean: Tensor, factor: Tensor, x: Tensor) -> None:
-        self.mean.copy_(mean)
         self.factor.copy_(factor)
 
     def derive(self) -> None:

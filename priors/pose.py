@@ -137,7 +137,7 @@ class PosePrior(Objective):
         return self.representation.rotations(numbers.unflatten(1, (self.joints, -1)))
 
     def mean_pose(self) -> Float[Tensor, "J 3 3"]:
-        """Where a fit starts: the pose of latent zero, or of the likeliest part of a mixture."""
+        """Where a fit starts: the mean pose of the motion, or of the largest part of a mixture."""
         return self.representation.rotations(self.density.centre().view(self.joints, -1))
 
     def plausibility(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, " B"]:
