@@ -128,27 +128,30 @@ class JointFlow(Flow):
         self, x: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "B J w"], Float[Tensor, "B J w w"], Float[Tensor, "B J w"], Float[Tensor, " B"]]:
         """Warped numbers, their derivative joint by joint, the log-determinant's gradient and the log-determinant."""
-        joints, people, width = self.joints, len(x), self.width
+        joints, people, width, held = self.joints, len(x), self.width, self.held
         # The numbers of a joint and one tangent direction for each of them go through the linear layers together.
         both = x.new_zeros(joints, people, 1 + width, width)
         both[:, :, 0] = x.view(people, joints, width).transpose(0, 1) - self.origin
         both[:, :, 1:].diagonal(dim1=2, dim2=3).fill_(1.0)
-        volume, slope = x.new_zeros(people), x.new_zeros(joints, people, width)
+        stretches, slopes = [], []
         for step, mix in enumerate(self.mix):
-            held, moved = _each(both, mix.mT).tensor_split([self.held], -1)
-            units, stretch, shift = self._coupling(step, held[:, :, 0])
+            both = torch.bmm(both.view(joints, -1, width), mix.mT).view(joints, people, 1 + width, width)
+            here, moved = both[..., :held], both[..., held:]
+            units, stretch, shift = self._coupling(step, here[:, :, 0])
             # How the network's outputs move with its inputs: one product, since only the units' slopes differ.
-            rate = ((1 - units * units) @ self.paths[step]).unflatten(2, (self.held, -1))
-            stretch_along, shift_along = (held[:, :, 1:] @ rate).chunk(2, -1)
-            stretch_along = (1 - (stretch / STRETCH) ** 2)[:, :, None] * stretch_along
-            scaled = moved * stretch.exp()[:, :, None]
-            first, along = scaled[:, :, :1], scaled[:, :, 1:]
-            moved = torch.cat([first + shift[:, :, None], along + first * stretch_along + shift_along], 2)
-            both = torch.cat([held, moved], -1)
-            volume = volume + stretch.sum((0, 2))
-            slope = slope + stretch_along.sum(-1)
-        numbers, along = both.transpose(0, 1).split([1, width], 2)
-        return numbers[:, :, 0], along.mT, slope.transpose(0, 1), volume + self.constant
+            rate = torch.bmm(1 - units * units, self.paths[step]).view(joints * people, held, -1)
+            along = torch.bmm(here[:, :, 1:].reshape(joints * people, width, held), rate)
+            stretch_along, shift_along = along.view(joints, people, width, -1).chunk(2, -1)
+            stretch_along = stretch_along * (1 - (stretch / STRETCH) ** 2)[:, :, None]
+            moved = moved * stretch.exp()[:, :, None]
+            moved[:, :, 1:].addcmul_(moved[:, :, :1], stretch_along).add_(shift_along)
+            moved[:, :, 0] += shift
+            both = torch.cat([here, moved], -1)
+            stretches.append(stretch)
+            slopes.append(stretch_along)
+        numbers, blocks = both[:, :, 0].transpose(0, 1), both[:, :, 1:].transpose(0, 1).mT
+        slope = torch.cat(slopes, -1).sum(-1).transpose(0, 1)
+        return numbers, blocks, slope, torch.cat(stretches, -1).sum((0, 2)) + self.constant
 
     def quadratic(self, x: Tensor) -> Quadratic:
         """In closed form: Gauss-Newton of the latent numbers, exact gradient of them and of the log-determinant."""
@@ -167,8 +170,3 @@ class JointFlow(Flow):
         blocks = torch.linalg.inv(self.warp_jacobian(self.decode(z))[1])
         inverse = self.inverse.view(self.joints, self.width, self.size)
         return torch.einsum("bjvw,jwd->bjvd", blocks, inverse).flatten(1, 2)
-
-
-def _each(values: Tensor, matrices: Tensor) -> Tensor:
-    """`(J, B, k, m)` from `(J, B, k, n)` and `(J, n, m)`: one product per joint."""
-    return (values.flatten(1, 2) @ matrices).unflatten(1, values.shape[1:3])
