@@ -23,8 +23,8 @@ from fitkit.objectives import GMoF, Keypoints2D, Objective
 from fitkit.objectives.base import Residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import JointLimits, PosePrior, ShapePrior, UprightPrior
-from fitkit.priors.numbers import Matrix
+from fitkit.priors import JointLimits, ShapePrior, UprightPrior
+from fitkit.priors.representation import Matrix
 from fitkit.problem import Problem
 from fitkit.solve import solve
 from fitkit.solvers import LM
@@ -244,7 +244,7 @@ class Fits:
 def fit_poses(
     body: BodyModel,
     problems: Problems,
-    prior: PosePrior | None,
+    prior: Objective | None,
     mean_pose: Tensor,
     weight: float,
     noise: float,

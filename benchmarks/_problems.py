@@ -13,11 +13,11 @@ from fitkit import geometry
 from fitkit._select import Rows
 from fitkit.body import BodyModel
 from fitkit.camera import Camera
-from fitkit.datasets import read_folders
+from fitkit.datasets import Motion, read_folders
 from fitkit.keypoints import Keypoints, get_set
 from fitkit.objectives import GMoF, Keypoints2D, Objective
 from fitkit.observation import Observation
-from fitkit.priors import JointLimits, ShapePrior, UprightPrior, flow_prior
+from fitkit.priors import JointLimits, ShapePrior, UprightPrior, default_pose_prior
 from fitkit.state import State
 
 # Motion capture of people whom no prior here was trained on.
@@ -100,10 +100,25 @@ def make_problems(
 
 
 def load_poses(folder: Path, count: int) -> Tensor:
-    """`(count, 22, 3, 3)` of the usable frames, drawn without replacement."""
+    """`(count, 22, 3, 3)` usable frames, as many of every subject, drawn without replacement."""
     motion = read_folders([folder]).motion.usable_only()
-    order = torch.randperm(len(motion), generator=torch.Generator().manual_seed(SEED))
-    return motion.rotations[order[:count], :22].double()
+    return motion.rotations[in_turn(subjects_of(motion))[:count], :22].double()
+
+
+def subjects_of(motion: Motion) -> Tensor:
+    """`(N,)` row of each frame's subject among the sorted names."""
+    names = sorted(set(motion.subjects))
+    return torch.tensor([names.index(name) for name in motion.subjects])[motion.clip]
+
+
+def in_turn(subject: Tensor) -> Tensor:
+    """A random order in which one frame of each subject follows the other, while they last."""
+    drawn = torch.randperm(len(subject), generator=torch.Generator().manual_seed(SEED))
+    rank = torch.empty_like(subject)
+    for each in subject.unique():
+        own = drawn[subject[drawn] == each]
+        rank[own] = torch.arange(len(own))
+    return (rank * (int(subject.max()) + 1) + subject).argsort()
 
 
 def objective(prior: Objective | None = None, upright: bool = True) -> Objective:
@@ -113,5 +128,10 @@ def objective(prior: Objective | None = None, upright: bool = True) -> Objective
         prior: pose prior; None for the default one.
         upright: whether the body's stand to gravity counts.
     """
-    total = Keypoints2D(sigma=NOISE, kernel=GMoF(10)) + (prior or flow_prior()) + ShapePrior() + JointLimits()
+    total = (
+        Keypoints2D(sigma=NOISE, kernel=GMoF(10))
+        + (prior or default_pose_prior())
+        + ShapePrior()
+        + JointLimits()
+    )
     return total + UprightPrior() if upright else total

@@ -9,6 +9,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MEASURED = ("<!-- measured: python benchmarks/_readme.py -->", "<!-- /measured -->")
 SOLVERS = ("<!-- solvers: python benchmarks/_readme.py -->", "<!-- /solvers -->")
+PRIORS = ("<!-- priors: python benchmarks/_readme.py -->", "<!-- /priors -->")
+FITS = ("<!-- fits: python benchmarks/_readme.py -->", "<!-- /fits -->")
 # A run of few solvers by themselves: of the same minutes, which ratios of times are best taken in.
 PROGRAMS = {"peers": "solvers"}
 # (what, program, names of the results, how they are written)
@@ -162,16 +164,44 @@ COLUMNS = (
 )
 
 
-def solvers(folder: Path) -> str:
-    """One row per solver and recipe, as Markdown."""
-    rows = json.loads((folder / "solvers.json").read_text())
+# As densities and judges of poses ...
+OF_PRIORS = (
+    ("nats", "likelihood", "nats, frames", "{:.3f}"),
+    ("to the Gaussian", "likelihood", "nats - gaussian-21, frames", "{:+.3f}"),
+    ("round trip", "likelihood", "round trip", "{:.0e}"),
+    ("knee forward", "ranking error", "knee forward 60", "{:.2f}"),
+    ("elbow back", "ranking error", "elbow reversed", "{:.2f}"),
+    ("head round", "ranking error", "head turned 180", "{:.2f}"),
+    ("mixed limbs", "ranking error", "limbs of two people", "{:.0f}"),
+    ("below .05", "calibration", "plausibility below 0.05", "{:.1f}"),
+    ("denoised", "denoising", "after", "{:.1f}"),
+    ("half", "completion", "half of the joints", "{:.1f}"),
+    ("arms", "completion", "both arms", "{:.1f}"),
+    ("legs", "completion", "both legs", "{:.1f}"),
+)
+# ... and in fits.
+_VIEWS = ("full", "upper", "one side", "noisy")
+OF_FITS = (
+    ("weight", "weights", "weight", "{:g}"),
+    *(
+        (f"{view}: {short}", f"fitting, {view}", measure, "{:.1f}")
+        for view in _VIEWS
+        for short, measure in (("MPJPE", "MPJPE"), ("MPVPE", "MPVPE"), ("PA", "PA-MPJPE"))
+    ),
+    ("ms", "fitting, full", "per person", "{:.0f}"),
+)
+
+
+def matrix(file: Path, lead: str, columns: tuple[tuple[str, str, str, str], ...]) -> str:
+    """One row per thing compared, as Markdown: those that the leading section has."""
+    rows = json.loads(file.read_text())
     values = {row["name"]: row["value"] for row in rows}
-    names = list(dict.fromkeys(name.split("/")[1] for name in values if name.startswith("accuracy/")))
-    heads = " | ".join(head for head, *_ in COLUMNS)
-    lines = [f"| | {heads} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    names = list(dict.fromkeys(name.split("/")[1] for name in values if name.startswith(f"{lead}/")))
+    heads = " | ".join(head for head, *_ in columns)
+    lines = [f"| | {heads} |", "|---" * (len(columns) + 1) + "|"]
     for name in names:
         cells = []
-        for _, section, number, form in COLUMNS:
+        for _, section, number, form in columns:
             value = values.get(f"{section}/{name}/{number}")
             cells.append("" if value is None else form.format(value))
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -198,7 +228,13 @@ def table(folder: Path) -> str:
 def main() -> None:
     readme = HERE.parent / "README.md"
     text, folder = readme.read_text(encoding="utf-8"), HERE / "results" / "cpu"
-    for (begin, end), made in ((MEASURED, table(folder)), (SOLVERS, solvers(folder))):
+    tables = (
+        (MEASURED, table(folder)),
+        (SOLVERS, matrix(folder / "solvers.json", "accuracy", COLUMNS)),
+        (PRIORS, matrix(folder / "priors.json", "likelihood", OF_PRIORS)),
+        (FITS, matrix(folder / "priors.json", "fitting, full", OF_FITS)),
+    )
+    for (begin, end), made in tables:
         before, rest = text.split(begin)
         _, after = rest.split(end)
         text = f"{before}{begin}\n{made}\n{end}{after}"

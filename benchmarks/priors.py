@@ -4,11 +4,10 @@ Nats are of the numbers with noise of the prior's sigma added; a variational aut
 share of pairs in which an odd pose is not the less likely one; an arm and a leg of somebody else who also stands or
 walks are often not odd at all. Denoising and completion: Levenberg-Marquardt of what was measured and the prior at
 weight 1. Fits are the paper's figure 1 (Zanfir et al., ECCV 2020) under keypoints, from four rotated starts, each
-prior at the weight that is best on people it was trained on (which flatters a light weight: `joint-flow-21, weight 1`
-is what `fitkit.fit` does): the whole body, without knees and ankles (`upper`),
-without the left arm and leg (`one side`), and with three times the noise and the gaps (`noisy`). The same under body
-parts waits for that objective. The body that makes the problems fits them, so errors are lower bounds. Standard errors
-take problems for independent; they are of five subjects.
+prior at the weight that is best on people it was trained on, the default of `fitkit.fit` as it is there: the whole
+body, without knees and ankles (`upper`), without the left arm and leg (`one side`), and with three times the noise and
+the gaps (`noisy`). The same under body parts waits for that objective. The body that makes the problems fits them, so
+errors are lower bounds. Standard errors take problems for independent; they are of five subjects.
 
     python benchmarks/priors.py --data DIR --json priors.json
 """
@@ -40,14 +39,15 @@ from _prior_tasks import (
     ranked_wrongly,
     vertex_error,
 )
-from _problems import LAYOUT, MOTION, SEED, Problems, make_problems
+from _problems import LAYOUT, MOTION, SEED, Problems, in_turn, make_problems, subjects_of
 from torch import Tensor
 
 from fitkit import geometry
 from fitkit.body import BodyModel, open_body
 from fitkit.datasets import Motion, read_folders
 from fitkit.metrics import LIMBS, joint_angle_error, mpjpe, pa_mpjpe
-from fitkit.priors import PosePrior, gaussian_prior, load_prior, shipped
+from fitkit.objectives import Objective
+from fitkit.priors import PosePrior, default_pose_prior, gaussian_prior, load_prior, shipped
 from fitkit.priors.density import Density, Flow
 from fitkit.priors.vae import PoseVAE
 
@@ -55,10 +55,9 @@ TRAINING = "mocap/bvh/train"
 # Of some of whom weights are chosen: a few seconds to read.
 SUBJECTS = ("005", "007", "013", "016", "055", "090")
 REFERENCE, FREE = "gaussian-21", "limits only"
-# The prior of `fitkit.fit`, there at weight 1: chosen on folds of subjects that its training had not seen.
-DEFAULT = "joint-flow-21"
-AS_DEFAULT = f"{DEFAULT}, weight 1"
-WITHOUT_UPRIGHT = (REFERENCE, DEFAULT)
+# The prior of `fitkit.fit`, as it is there.
+POOL = "the default: flow and Gaussian"
+WITHOUT_UPRIGHT = (REFERENCE, "joint-flow-21", POOL)
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 JOINT_COUNT = 21
 
@@ -94,12 +93,11 @@ class People:
 
     @classmethod
     def of(cls, motion: Motion) -> People:
-        """The usable frames in random order, the one of `_problems.load_poses`."""
+        """The usable frames in the order of `_problems.load_poses`: the first ones are of everybody alike."""
         motion = motion.usable_only()
-        names = tuple(sorted(set(motion.subjects)))
-        whose = torch.tensor([names.index(name) for name in motion.subjects])[motion.clip]
-        order = torch.randperm(len(motion), generator=torch.Generator().manual_seed(SEED))
-        return cls(motion.rotations[order, :22].double(), whose[order], names)
+        whose = subjects_of(motion)
+        order = in_turn(whose)
+        return cls(motion.rotations[order, :22].double(), whose[order], tuple(sorted(set(motion.subjects))))
 
 
 # -- as densities ------------------------------------------------------------------------------------------------
@@ -243,7 +241,7 @@ class Fitting:
     """
 
     def __init__(
-        self, report: Report, body: BodyModel, priors: dict[str, PosePrior | None], sizes: Sizes
+        self, report: Report, body: BodyModel, priors: dict[str, Objective | None], sizes: Sizes
     ) -> None:
         self.report, self.body, self.priors, self.sizes = report, body, priors, sizes
         self.errors: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -256,12 +254,12 @@ class Fitting:
     def fit(self, name: str, problems: Problems, view: str, weight: float, upright: bool = True) -> Fits:
         """All problems under one prior, from its mean pose."""
         prior = self.priors[name]
-        mean = (gaussian_prior() if prior is None else prior).mean_pose().to(problems.sigma)
+        mean = (prior if isinstance(prior, PosePrior) else gaussian_prior()).mean_pose().to(problems.sigma)
         return fit_poses(self.body, problems, prior, mean, weight, VIEWS[view].noise, upright)
 
     def best_weight(self, name: str, people: People) -> float:
         """The weight of least MPJPE on training subjects, over all views."""
-        if self.priors[name] is None:
+        if not isinstance(self.priors[name], PosePrior):
             return 1.0
         found: dict[float, float] = {}
         # Poses of one view are not those of another: more of them are seen.
@@ -328,8 +326,8 @@ def add_fits(
     body: BodyModel,
 ) -> None:
     """Figure 1 of the paper as tables, one per view."""
-    everybody: dict[str, PosePrior | None] = {**priors, FREE: None}
-    fitting = Fitting(report, body, {**everybody, AS_DEFAULT: priors.get(DEFAULT)}, sizes)
+    everybody: dict[str, Objective | None] = {**priors, POOL: default_pose_prior(), FREE: None}
+    fitting = Fitting(report, body, everybody, sizes)
     for name in everybody:
         began = time.perf_counter()
         weight = fitting.best_weight(name, trained)
@@ -337,9 +335,6 @@ def add_fits(
             fitting.add(name, people, weight, view)
         if name in WITHOUT_UPRIGHT:
             fitting.add(name, people, weight, "full", upright=False)
-        if name == DEFAULT and weight != 1:
-            for view in VIEWS:
-                fitting.add(AS_DEFAULT, people, 1.0, view)
         print(f"fitting, {name}: {time.perf_counter() - began:.0f} s", flush=True)
     fitting.add_differences()
 

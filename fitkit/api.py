@@ -21,7 +21,7 @@ from fitkit.keypoints import Keypoints
 from fitkit.objectives import BoneDirections, Keypoints2D, Objective, Sum
 from fitkit.observation import Observation
 from fitkit.observe import choose_people, load_image, observation_from_keypoints, observe, photo_camera
-from fitkit.priors import JointLimits, ShapePrior, UprightPrior, flow_prior
+from fitkit.priors import JointLimits, ShapePrior, UprightPrior, default_pose_prior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
 from fitkit.result import FitResult
@@ -45,7 +45,7 @@ def default_objective(observation: Observation | None = None) -> Sum:
     Args:
         observation: leaves out what was not observed; None for all terms.
     """
-    objective = Keypoints2D() + flow_prior() + UprightPrior() + ShapePrior() + JointLimits()
+    objective = Keypoints2D() + default_pose_prior() + UprightPrior() + ShapePrior() + JointLimits()
     if observation is None or observation.world is not None:
         objective = objective + BoneDirections()
     return objective
@@ -246,7 +246,7 @@ def _given(start: State, model: BodyModel, people: int) -> State:
 
 def _start_pose(model: BodyModel) -> Tensor:
     """The prior's mean, arms down; joints beyond the 21 of SMPL-X's body (SMPL's hands) at rest."""
-    mean = flow_prior().mean_pose().to(model.device, model.dtype)
+    mean = default_pose_prior().mean_pose().to(model.device, model.dtype)
     eye = torch.eye(3, dtype=model.dtype, device=model.device).expand(
         model.layout["body_pose"] - len(mean), 3, 3
     )

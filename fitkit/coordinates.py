@@ -193,6 +193,9 @@ class Latent(Coordinates):
     redundant = True
 
     def __init__(self, reference: State, free: Sequence[str] | None = None, *, prior: PoseLatent) -> None:
+        block = getattr(prior, "block", "body_pose")
+        if block != "body_pose":
+            raise ValueError(f"a prior of {block} as coordinates of the body's pose")
         self.prior = prior
         super().__init__(reference, free)
 

@@ -35,7 +35,7 @@ class Prediction:
         self._blocks = blocks
         self._positions: dict[str, Tensor] = {}
         self._jacobians: dict[str, Tensor] = {}
-        self._found: dict[int, Any] = {}
+        self._found: dict[int, tuple[object, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.state)
@@ -105,8 +105,8 @@ class Prediction:
     def once(self, owner: object, make: Callable[[], T]) -> T:
         """What an objective computes for its rows and needs again for their derivatives: made once, then kept."""
         if id(owner) not in self._found:
-            self._found[id(owner)] = make()
-        found: T = self._found[id(owner)]
+            self._found[id(owner)] = owner, make()  # kept: an id is used again once its owner is gone
+        found: T = self._found[id(owner)][1]
         return found
 
     @property

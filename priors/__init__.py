@@ -4,6 +4,7 @@ if __name__ != "fitkit.priors":
     raise ImportError("import it as fitkit.priors; the folder priors/ is not a package of its own")
 
 from fitkit.priors.library import (
+    default_pose_prior,
     flow_prior,
     gaussian_prior,
     load_prior,
@@ -13,15 +14,18 @@ from fitkit.priors.library import (
     vae_prior,
 )
 from fitkit.priors.limits import JointLimits
+from fitkit.priors.pool import PooledPrior
 from fitkit.priors.pose import PosePrior
 from fitkit.priors.shape import ShapePrior
 from fitkit.priors.upright import UprightPrior
 
 __all__ = [
     "JointLimits",
+    "PooledPrior",
     "PosePrior",
     "ShapePrior",
     "UprightPrior",
+    "default_pose_prior",
     "flow_prior",
     "gaussian_prior",
     "load_prior",

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 F = TypeVar("F", bound="Flow")
+FLOOR = 1e-12  # under the root of the row of the volume
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
@@ -142,12 +143,12 @@ class Flow(Density):
     def _rows(self, z: Tensor, volume: Tensor) -> Tensor:
         if not self.smooth:
             return z
-        return torch.cat([z, (2 * (self.ceiling - volume)).clamp_min(1e-12).sqrt()[:, None]], 1)
+        return torch.cat([z, (2 * (self.ceiling - volume)).clamp_min(FLOOR).sqrt()[:, None]], 1)
 
     def quadratic(self, x: Tensor) -> Quadratic:
         """The gradient is exact; the curvature that of the Gaussian of the same motion, near enough and far cheaper."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_(True)
             rows = self.rows(x)
             (gradient,) = torch.autograd.grad(0.5 * (rows * rows).sum(), x)
         return Quadratic(rows.detach(), gradient, self.precision)

@@ -9,12 +9,12 @@ from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fitkit.files import atomic_write
 from fitkit.priors.density import Density
+from fitkit.priors.pool import PooledPrior
 from fitkit.priors.pose import PosePrior
 
 # Where each architecture lives; imported when weights of it are read.
@@ -53,14 +53,14 @@ def load_prior(weights: str | Path = "joint-flow-21") -> PosePrior:
         if not path.is_file():
             raise FileNotFoundError(f"pose prior {path}: no such file")
         return _read(path)
-    return copy.copy(_load(str(weights)))
+    return copy.deepcopy(_load(str(weights)))
 
 
 def flow_prior(kind: str = "joint-flow", joints: int = 21) -> PosePrior:
     """The normalizing-flow pose prior.
 
     Args:
-        kind: `joint-flow` (ours, the default: the best likelihood on unseen people), or one of the paper's two:
+        kind: `joint-flow` (ours, of the best likelihood on unseen people), or one of the paper's two:
             `prelu-flow` (light) and `real-nvp`.
         joints: 21 of SMPL-X's body, or 23 of SMPL's.
     """
@@ -74,6 +74,15 @@ def gaussian_prior(diagonal: bool = False) -> PosePrior:
         diagonal: without what goes together with what.
     """
     return load_prior("diagonal-21" if diagonal else "gaussian-21")
+
+
+def default_pose_prior() -> PooledPrior:
+    """Half the flow and half the Gaussian.
+
+    The flow knows hinges and their stops but has poses of its own to fall into, the Gaussian is smooth but pulls
+    straight limbs to a bent mean. `benchmarks/priors.py` compares the pool with either.
+    """
+    return PooledPrior(0.5 * flow_prior(), 0.5 * gaussian_prior())
 
 
 def mixture_prior() -> PosePrior:
@@ -151,7 +160,7 @@ def _read(path: Path) -> PosePrior:
             given["representation"],
             given["block"],
             given["noise"],
-            tensors.get("calibration", torch.empty(0)).double() if "calibration" in tensors else None,
+            tensors["calibration"].double() if "calibration" in tensors else None,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # a header or tensors of another layout
         raise ValueError(f"pose prior {path}: {error}") from error

@@ -99,7 +99,12 @@ class GaussianMixture(Density):
         return self.mean[self.log_share.argmax()]
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        part = torch.multinomial(self.log_share.exp().cpu(), count, replacement=True, generator=generator)
+        part = torch.multinomial(
+            self.log_share.exp().to("cpu" if generator is None else generator.device),
+            count,
+            replacement=True,
+            generator=generator,
+        )
         part = part.to(self.mean.device)
         normal = self._normal(count, self.size, generator)
         return self.mean[part] + torch.einsum("bde,be->bd", self.factor[part], normal)

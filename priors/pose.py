@@ -12,7 +12,8 @@ from fitkit.objectives.base import Objective, Residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.priors.density import Density, Flow, Quadratic
-from fitkit.priors.numbers import Representation, representation
+from fitkit.priors.representation import Representation, representation
+from fitkit.state import ROTATIONS
 
 NOT_A_ROTATION = 1e-2
 
@@ -20,8 +21,9 @@ NOT_A_ROTATION = 1e-2
 class PosePrior(Objective):
     """How unlikely a pose is, by a density over the numbers of its rotations.
 
-    The value is `-log p` up to a constant where the density's logarithm is smooth, and `|z|^2 / 2` of the latent
-    numbers where its log-determinant is piecewise constant (PReLU flows; Zanfir et al., ECCV 2020). Poses are
+    The value is `-log p` up to a constant for a smooth flow, and `|z|^2 / 2` of the latent numbers for one whose
+    log-determinant is piecewise constant (PReLU flows; Zanfir et al., ECCV 2020); a mixture's is that of its best
+    part, an autoencoder's that of its posterior mean. Poses are
     those of people as motion capture has them, with isotropic noise on the numbers (`noise`), without which joints
     that never moved would have an infinite likelihood: likelihoods compare only at the same noise.
 
@@ -49,6 +51,8 @@ class PosePrior(Objective):
         calibration: Float[Tensor, " Q"] | None = None,
     ) -> None:
         self.representation: Representation = representation(representation_name)
+        if block not in ROTATIONS[1:]:
+            raise ValueError(f"a pose prior of {block!r}, expected one of {ROTATIONS[1:]}")
         if density.size != joints * self.representation.width:
             raise ValueError(
                 f"a density over {density.size} numbers for {joints} joints in {representation_name}, "
@@ -58,6 +62,12 @@ class PosePrior(Objective):
         self.joints, self.block, self.noise, self.calibration = joints, block, noise, calibration
         self.latent_size = density.size
         self._moved: dict[tuple[torch.dtype, torch.device], Density] = {}
+        if block != "body_pose":
+            self.name = block.replace("_pose", "_prior")
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the copies of the density for other dtypes and devices."""
+        return self.__dict__ | {"_moved": {}}
 
     # -- as a term -------------------------------------------------------------------------------------------
 
@@ -92,18 +102,18 @@ class PosePrior(Objective):
             half = (rows @ each).view(people, joints, joints, width, 3).permute(0, 2, 3, 1, 4)
         half = half.reshape(joints * people, width, 3 * joints)
         turned = torch.bmm(each.mT.reshape(joints * people, 3, width), half)
-        torch.mul(
-            turned.view(people, 3 * joints, 3 * joints),
-            self.weight,
-            out=hessian[:, : 3 * joints, : 3 * joints],
-        )
+        hessian[:, : 3 * joints, : 3 * joints] = self.weight * turned.view(people, 3 * joints, 3 * joints)
         return gradient, hessian
 
     # -- as a coordinate (`coordinates.PoseLatent`) ----------------------------------------------------------------
 
     def encode(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B L"]:
         """Latent numbers of poses."""
-        return self._flow(rotations).encode(self.representation.numbers(rotations).flatten(1))[0]
+        return self._flow(rotations).encode(self._numbers(rotations))[0]
+
+    def log_determinant(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, " B"]:
+        """Logarithm of what the flow stretches volumes by, nats: `log_prob` without its `|z|^2 / 2` and constant."""
+        return self._flow(rotations).encode(self._numbers(rotations))[1]
 
     def decode(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 3 3"]:
         """Poses of latent numbers."""
@@ -111,7 +121,7 @@ class PosePrior(Objective):
         return self.representation.rotations(numbers.unflatten(1, (self.joints, -1)))
 
     def decode_jacobian(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 3 L"]:
-        """Derivative of the w in `decode(z + dz) = decode(z) exp(w)`."""
+        """Derivative of the w in `decode(z + dz) = decode(z) exp(w)`, at the latent numbers of a pose."""
         flow = self._flow(latent)
         numbers = flow.decode(latent).unflatten(1, (self.joints, -1))
         # Where the numbers are those of no rotation, the one that they stand for is near enough.
@@ -122,14 +132,13 @@ class PosePrior(Objective):
     # -- as a distribution ---------------------------------------------------------------------------------------
 
     def log_prob(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, " B"]:
-        """Natural logarithm of the density of poses, at `noise`.
+        """Natural logarithm of the density of poses, nats for all numbers together; of noisy numbers, see `noise`.
 
         Raises:
             ValueError: another number of joints, or numbers that are not finite.
         """
         self._check(rotations)
-        numbers = self.representation.numbers(rotations[:, : self.joints]).flatten(1)
-        return self._like(rotations).log_prob(numbers)
+        return self._like(rotations).log_prob(self._numbers(rotations))
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count J 3 3"]:
         """Random poses."""

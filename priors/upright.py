@@ -33,7 +33,7 @@ class UprightPrior(Objective):
     Args:
         up: direction of up in the camera's frame; the default is a camera that is held level.
         tilt: standard deviation of what `up` is wrong by, degrees.
-        weights: `.safetensors` of `fitkit.priors.closed.fit_upright`; None for those that ship.
+        weights: `.safetensors` of `fitkit.priors.moments.fit_upright`; None for those that ship.
 
     Raises:
         ValueError: an `up` of no direction, or a tilt that is not positive.

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fitkit import geometry
 from fitkit.priors.density import HALF_LOG_TAU, Density, Quadratic
-from fitkit.priors.numbers import AxisAngle, Matrix, Representation
+from fitkit.priors.representation import AxisAngle, Matrix, Representation
 
 # Of the units that training leaves out, and the slope below zero of its Leaky ReLUs: as VPoser v2.
 DROPOUT = 0.1

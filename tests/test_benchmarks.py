@@ -99,7 +99,9 @@ def test_photos(shared_data: Path, tmp_path: Path) -> None:
     assert len(list(pictures.glob("*.png"))) == 2
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("solvers", "SSS_TT.bvh"), ("priors", "SSS_TT.bvh"), ("photos", "index.json")])
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("solvers", "SSS_TT.bvh"), ("priors", "SSS_TT.bvh"), ("photos", "index.json")]
+)
 def test_missing_data_is_explained(name: str, wanted: str, tmp_path: Path) -> None:
     for arguments in ((), ("--data", tmp_path)):
         run = _run(name, "--quick", *arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,14 @@ def test_damaged_amass_is_refused(tmp_path: Path, damage: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_amass(tmp_path / "a.npz")
     assert str(tmp_path / "a.npz") in str(caught.value)
+
+
+def test_a_cmu_subject_has_one_name_in_every_kind_of_file(tmp_path: Path) -> None:
+    for folder, stem in (("05", "05_01_poses"), ("walkers", "05_02_poses")):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / f"{stem}.npz", **amass().arrays)
+    read = read_folders([tmp_path]).motion
+    assert (read.subjects, read.clips) == (("005", "walkers"), ("05_01", "05_02"))
 
 
 def test_missing_amass_says_where_to_get_it(tmp_path: Path) -> None:
@@ -325,6 +333,22 @@ def test_resampling_drops_frames_and_never_makes_them_up() -> None:
     assert motion.every(119.88).fps == (120.0, 120.0)
     with pytest.raises(ValueError, match="000_01 has 120 frames per second"):
         motion.every(240.0)
+
+
+@pytest.mark.parametrize(
+    ("joint", "turn"), [("knee", (0, 80, 0)), ("elbow", (0, 0, 90)), ("collar", (0, 0, 170))]
+)
+def test_hinges_that_turn_aside_are_not_believed(joint: str, turn: tuple[float, ...]) -> None:
+    pose = torch.eye(3).repeat(3, 24, 1, 1)
+    assert believable(pose, 30.0).all()
+    pose[:, JOINTS.index(f"left_{joint}")] = geometry.exp(torch.tensor(turn).deg2rad())
+    assert not believable(pose, 30.0).any()
+
+
+def test_couples_are_not_parted() -> None:
+    pair = replace(motions(2), subjects=("060", "061"))
+    with pytest.raises(ValueError, match="danced together"):
+        split_by_subject(Motion.join([pair, motions(1)]), ["060"])
 
 
 def test_flips_leaps_and_limbs_bent_backwards_are_not_believed() -> None:

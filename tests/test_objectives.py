@@ -19,7 +19,16 @@ from fitkit.objectives import Keypoints3D as Points3D
 from fitkit.objectives.base import cost
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import JointLimits, ShapePrior, gaussian_prior
+from fitkit.priors import (
+    JointLimits,
+    PooledPrior,
+    ShapePrior,
+    UprightPrior,
+    default_pose_prior,
+    flow_prior,
+    gaussian_prior,
+    mixture_prior,
+)
 from fitkit.problem import Problem
 from fitkit.state import State
 
@@ -49,7 +58,9 @@ OBJECTIVES: list[Objective] = [
     Points3D(kernel=L1(2.0)),
     BoneDirections(),
     gaussian_prior(),
+    PooledPrior(0.3 * gaussian_prior(), 0.7 * mixture_prior()),
     ShapePrior(),
+    UprightPrior(),
     JointLimits(),
     hips_at(height=0.3),
     elbow_energy(),
@@ -213,6 +224,26 @@ def test_expression_and_hands_are_columns_too(body: BodyModel, people: MakePeopl
     chart = problem.chart(state)
     _, gradient = problem.value_and_grad(chart.encode(state), chart)
     torch.testing.assert_close(problem.linearize(state).gradient, gradient, atol=1e-6, rtol=1e-6)
+
+
+def test_a_pool_is_the_sum_of_its_priors(body: BodyModel, people: MakePeople) -> None:
+    state, observation = people()
+    pool = Problem(body, observation, 3.0 * default_pose_prior()).linearize(state)
+    parts = 1.5 * flow_prior() + 1.5 * gaussian_prior().named("other")
+    apart = Problem(body, observation, parts).linearize(state)
+    torch.testing.assert_close(pool.energy, apart.energy)
+    torch.testing.assert_close(pool.gradient, apart.gradient)
+    torch.testing.assert_close(pool.hessian, apart.hessian)
+    with pytest.raises(ValueError, match="one block"):
+        PooledPrior()
+
+
+def test_what_is_made_once_is_its_owners(body: BodyModel, people: MakePeople) -> None:
+    """Also of owners that are gone: their place in memory is used again."""
+    state, observation = people()
+    pred = Prediction(body, state, observation.camera, {"body_pose": slice(0, 63)})
+    for number in range(50):
+        assert pred.once(object(), lambda number=number: number) == number
 
 
 def test_pose_prior_and_limits_know_no_side(body: BodyModel, people: MakePeople) -> None:

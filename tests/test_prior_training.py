@@ -22,10 +22,10 @@ from fitkit import geometry
 from fitkit.datasets import Motion
 from fitkit.keypoints import get_set
 from fitkit.priors import PosePrior, UprightPrior, load_prior, save_prior, shipped
-from fitkit.priors.closed import fit_gaussian
 from fitkit.priors.density import Flow
-from fitkit.priors.numbers import representation
+from fitkit.priors.moments import fit_gaussian
 from fitkit.priors.poses import Poses
+from fitkit.priors.representation import representation
 from fitkit.priors.train import RECIPES, Recipe, Training, Watch, main, train_prior
 
 JOINTS, NOISE, FRAMES, STEPS = 3, 0.1, 60, 16
@@ -92,30 +92,57 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PosePri
 def test_poses_are_frames_and_their_mirror_images() -> None:
     kept = motion().usable_only()
     half = len(kept)
-    assert len(poses()) == 2 * half == 2 * len(SUBJECTS) * (FRAMES - 1)
+    assert len(poses()) == half == len(SUBJECTS) * (FRAMES - 1)
     assert poses().subjects == SUBJECTS
     others = [joint for joint in range(24) if joint != UNRECORDED]
-    assert torch.equal(poses().rotations[:half, others], kept.rotations[:, others])
-    images = replace(kept, rotations=poses().rotations[:half]).mirrored()
-    assert torch.equal(poses().rotations[half:], images.rotations)
+    assert torch.equal(poses().rotations()[:half, others], kept.rotations[:, others])
+    images = replace(kept, rotations=poses().rotations()[:half]).mirrored()
+    assert torch.equal(poses().rotations()[half:], images.rotations)
     whose = torch.tensor([SUBJECTS.index(name) for name in kept.subjects])[kept.clip]
-    assert torch.equal(poses().subject, whose.repeat(2))
+    assert torch.equal(poses().subject, whose)
     numbers = poses().numbers(JOINTS, representation("axis-angle"))
     torch.testing.assert_close(
-        geometry.exp(numbers.unflatten(1, (JOINTS, 3))), poses().rotations[:, 1 : JOINTS + 1]
+        geometry.exp(numbers.unflatten(1, (JOINTS, 3))), poses().rotations()[:, 1 : JOINTS + 1]
     )
+
+
+def test_what_is_held_out_is_nowhere_in_training() -> None:
+    who = poses()
+    for held in who.folds(2):
+        unseen, seen = who.rotations(held)[:, 1:], who.rotations(~held)[:, 1:]
+        assert len(unseen) + len(seen) == 2 * len(who)
+        still = torch.eye(3)
+        for joint in range(23):
+            moved = unseen[(unseen[:, joint] - still).abs().amax((1, 2)) > 1e-3, joint].flatten(1)
+            near = torch.cdist(moved, seen[:, joint].flatten(1))
+            assert near.numel() == 0 or near.min() > 0
+
+
+def test_hands_of_both_sides_teach_one_hand(tmp_path: Path) -> None:
+    bare = motion()
+    with pytest.raises(ValueError, match="has no hands"):
+        Poses.of(bare, block="left_hand_pose")
+    turns = 0.3 * torch.randn(len(bare), 30, 3, generator=torch.Generator().manual_seed(5))
+    both = replace(bare, hands=geometry.exp(turns))
+    left, right = (Poses.of(both, block=f"{side}_hand_pose") for side in ("left", "right"))
+    form = representation("6d")
+    assert left.numbers(15, form).shape == (2 * len(left), 90)
+    mirrored = Poses.of(both.mirrored(), block="right_hand_pose").numbers(15, form)
+    torch.testing.assert_close(right.numbers(15, form), mirrored.roll(len(right), 0))
+    prior = train_prior("gaussian", left, 15, folds=2, work=tmp_path, say=quiet)
+    assert (prior.block, prior.name, prior.joints) == ("left_hand_pose", "left_hand_prior", 15)
 
 
 def test_what_a_skeleton_lacks_is_that_of_others() -> None:
     kept = motion().usable_only()
     lacking = poses().subject[: len(kept)] == SUBJECTS.index("12")
-    filled = poses().rotations[: len(kept), UNRECORDED]
+    filled = poses().rotations()[: len(kept), UNRECORDED]
     assert torch.equal(filled[~lacking], kept.rotations[~lacking, UNRECORDED])
     away = (filled[lacking][:, None] - kept.rotations[~lacking, UNRECORDED]).abs().amax((2, 3))
     assert (away.amin(1) == 0).all()
     assert len(filled[lacking].unique(dim=0)) > FRAMES / 2
-    assert torch.equal(Poses.of(motion()).rotations, poses().rotations)
-    assert not torch.equal(Poses.of(motion(), seed=1).rotations, poses().rotations)
+    assert torch.equal(Poses.of(motion()).rotations(), poses().rotations())
+    assert not torch.equal(Poses.of(motion(), seed=1).rotations(), poses().rotations())
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -182,7 +209,7 @@ class TestEveryKind:
             assert not any(
                 values.requires_grad for values in back.density.state_dict(keep_vars=True).values()
             )
-            near = poses().rotations[:20, 1 : JOINTS + 1].double()
+            near = poses().rotations()[:20, 1 : JOINTS + 1].double()
             torch.testing.assert_close(back.log_prob(near), prior.log_prob(near), rtol=1e-3, atol=1e-3)
         again = save_prior(back, tmp_path / "two.safetensors")
         thrice = save_prior(load_prior(again), tmp_path / "three.safetensors")
@@ -199,7 +226,7 @@ class TestEveryTraining:
     def test_goes_down_and_on_where_it_stopped(self, kind: str, tmp_path: Path) -> None:
         """Stopped between or at looks: weights and curve are those of one that was not."""
         x = poses().numbers(JOINTS, representation("6d"))
-        watch = Watch(x[::3], NOISE)
+        watch = Watch(x[::3], torch.zeros(len(x[::3]), dtype=torch.long), NOISE)
 
         def begin(name: str) -> Training:
             settings = recipe(kind)
@@ -288,7 +315,8 @@ def test_stops_where_unseen_people_say_so(tmp_path: Path, monkeypatch: pytest.Mo
 def test_checkpoints_of_other_people_are_not_gone_on_from(
     trained: Callable[[str], PosePrior], tmp_path: Path
 ) -> None:
-    others = replace(poses(), rotations=poses().rotations.mT.contiguous())
+    here = poses()
+    others = replace(here, motion=replace(here.motion, rotations=here.motion.rotations.mT.contiguous()))
     settings = recipe("prelu-flow")
     train_prior("prelu-flow", others, JOINTS, "6d", NOISE, 2, 0, settings, tmp_path, quiet)
     assert same(train("prelu-flow", tmp_path), trained("prelu-flow"))
@@ -327,7 +355,7 @@ def test_command_line(
         return
     prior = load_prior(out)
     assert (prior.joints, prior.representation.name, prior.density.kind) == (21, "6d", kind)
-    assert torch.isfinite(prior.log_prob(poses().rotations[:9, 1:22])).all()
+    assert torch.isfinite(prior.log_prob(poses().rotations()[:9, 1:22])).all()
 
 
 # -- files of others ---------------------------------------------------------------------------------------------
@@ -347,7 +375,7 @@ def test_a_file_that_was_written_anew_is_read_anew(
     for kind in ("gaussian", "diagonal", "mixture"):
         save_prior(trained(kind), path)
         os.utime(path, ns=(1, KINDS.index(kind)))
-        back, near = load_prior(path), poses().rotations[:5, 1 : JOINTS + 1].double()
+        back, near = load_prior(path), poses().rotations()[:5, 1 : JOINTS + 1].double()
         torch.testing.assert_close(back.log_prob(near), trained(kind).log_prob(near), rtol=1e-3, atol=1e-3)
 
 

@@ -24,7 +24,7 @@ from fitkit.priors import PosePrior, ShapePrior, UprightPrior, load_prior
 from fitkit.priors.density import Density, Flow, Gaussian
 from fitkit.priors.flow import JointFlow, PReLUFlow, RealNVP
 from fitkit.priors.mixture import GaussianMixture
-from fitkit.priors.numbers import REPRESENTATIONS, representation
+from fitkit.priors.representation import REPRESENTATIONS, representation
 from fitkit.problem import Problem
 from fitkit.solve import solve
 from fitkit.solver import Solver, Stage

@@ -16,8 +16,8 @@ from torch.nn import functional
 from fitkit import geometry
 from fitkit.prediction import Prediction
 from fitkit.priors.density import batched_jacobian
-from fitkit.priors.numbers import AxisAngle
 from fitkit.priors.pose import PosePrior
+from fitkit.priors.representation import AxisAngle
 from fitkit.priors.vae import PoseVAE, gram_schmidt_jacobian, load_vposer
 
 F64 = torch.float64

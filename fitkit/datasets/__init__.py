@@ -6,10 +6,11 @@ from fitkit.datasets.bvh import BvhClip, read_bvh
 from fitkit.datasets.cmu import repair_cmu
 from fitkit.datasets.deepmimic import read_deepmimic, read_deepmimic_arrays
 from fitkit.datasets.folders import Conversion, read_folders, read_motion
-from fitkit.datasets.motion import Motion, split_by_subject
+from fitkit.datasets.motion import COUPLES, Motion, split_by_subject
 from fitkit.datasets.retarget import Family, family_of, retarget
 
 __all__ = [
+    "COUPLES",
     "BvhClip",
     "Conversion",
     "Family",

@@ -51,7 +51,7 @@ def read_amass(path: str | Path, subject: str | None = None) -> Motion:
     rotations = torch.cat([turns[:, : BODY + 1], hands[:, [_MIDDLE, 15 + _MIDDLE]]], 1)
     rotations[:, 0] = turn @ rotations[:, 0]
     return Motion.of_clip(
-        name=path.stem,
+        name=path.stem.removesuffix("_poses").removesuffix("_stageii"),
         subject=subject or path.resolve().parent.name,
         fps=fps,
         skeleton=f"amass-{layout}",

@@ -36,6 +36,12 @@ def subject_of(path: Path) -> str:
     return f"{int(trial[1]):03d}" if trial else path.resolve().parent.name
 
 
+def _amass_subject(path: Path) -> str:
+    """The folder's name; where it is the number of a CMU trial's subject, as for BVH, so that nobody counts twice."""
+    folder, trial = path.resolve().parent.name, subject_of(path)
+    return trial if folder.isdigit() and trial.isdigit() and int(folder) == int(trial) else folder
+
+
 def read_motion(path: str | Path) -> Motion:
     """One file of motion; what it is is told by its ending and its arrays.
 
@@ -56,7 +62,7 @@ def read_motion(path: str | Path) -> Motion:
     if {"axis_angle", "clips"} <= names:
         return Motion.load(path)
     if names & {"poses", "root_orient"}:
-        return read_amass(path)
+        return read_amass(path, _amass_subject(path))
     return read_deepmimic_arrays(path)
 
 

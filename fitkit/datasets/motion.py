@@ -20,6 +20,8 @@ from fitkit.keypoints import get_set
 JOINTS = get_set("smpl24").names
 PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 BODY = 21  # joints 1..21 are the body pose of SMPL-X
+# CMU's salsa couples: two subjects of one dance, whom no split may part.
+COUPLES = {"061": "060"}
 SAME_RATE = 0.02  # frame rates this near (relative) are the same: 119.88 is 120
 _MIRRORED = tuple(
     JOINTS.index(
@@ -39,7 +41,7 @@ class Motion(Rows):
             are the body joints of SMPL-X). Joint 0 is the pelvis in a world with Y up; identity faces +Z, with
             the left side at +X.
         root: `(N, 3)` position of the pelvis in that world, metres.
-        usable: `(N,)` False where the recording is not believable (`fitkit.datasets.retarget.believable`).
+        usable: `(N,)` False where the recording is not believable (`fitkit.datasets.believable`).
         clip: `(N,)` row of the frame's clip in the tuples below.
         clips: names of the C clips, such as `005_01`.
         subjects: who moves in each clip.
@@ -264,9 +266,14 @@ def split_by_subject(motion: Motion, held_out: Iterable[str]) -> tuple[Motion, M
         held_out: the subjects of the second part.
 
     Raises:
-        ValueError: a subject that is not there, or nobody is left to learn from.
+        ValueError: a subject that is not there, half of a couple (`COUPLES`), or nobody is left to learn from.
     """
     names = (held_out,) if isinstance(held_out, str) else tuple(held_out)
+    parted = [
+        pair for pair in COUPLES.items() if len({*pair} & {*names}) == 1 and {*pair} <= {*motion.subjects}
+    ]
+    if parted:
+        raise ValueError(f"{parted[0]} danced together, expected both or neither to be held out")
     if set(motion.subjects) <= set(names):
         raise ValueError(f"all subjects are held out ({sorted(set(names))}), expected some to be left")
     return motion.without_subjects(names), motion.of_subjects(names)

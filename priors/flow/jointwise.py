@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fitkit.priors.density import Flow, Quadratic
+from fitkit.priors.density import FLOOR, Flow, Quadratic
 
 # Bound on how much one coupling may stretch a number (as a logarithm): nothing explodes far from the data.
 STRETCH = 1.5
@@ -158,7 +158,7 @@ class JointFlow(Flow):
         numbers, blocks, slope, volume = self.warp_jacobian(x)
         z = numbers.flatten(1) @ self.weight.mT + self.bias
         pulled = (blocks.mT @ (z @ self.weight).view(*numbers.shape, 1))[..., 0]
-        gradient = pulled - slope * (volume < self.ceiling)[:, None, None]
+        gradient = pulled - slope * (self.ceiling - volume > FLOOR / 2)[:, None, None]
         return Quadratic(self._rows(z, volume), gradient.flatten(1), self.gram, blocks)
 
     def jacobian(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ PARTS = 4
 # would otherwise know their motions by heart.
 SHARED_POSES = 4000
 ROUNDS = 12
+UPRIGHT_NOISE = 0.15
 
 
 def moments(x: Float[Tensor, "N D"], noise: float) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
@@ -78,22 +79,41 @@ def fit_mixture(x: Float[Tensor, "N D"], noise: float, parts: int = PARTS) -> Ga
     return mixture
 
 
-def fit_upright(poses: Poses, noise: float, joints: int = 21) -> dict[str, Tensor]:
+def fit_upright(
+    poses: Poses, folds: int = 4, noise: float = UPRIGHT_NOISE, joints: int = 21
+) -> dict[str, Tensor]:
     """Regression of the world's up in the pelvis' frame on the 6D numbers of the pose.
+
+    The covariance is that of the errors on subjects that the regression did not see: on its own it is far smaller.
 
     Args:
         poses: of people in a world with Y up.
-        noise: standard deviation added to the numbers, as in the pose priors: it keeps the slope small.
+        folds: of subjects, for the covariance.
+        noise: standard deviation added to the numbers, which keeps the slope small.
         joints: the first ones after the pelvis.
     """
-    numbers = geometry.to_6d(poses.rotations[:, 1 : joints + 1]).flatten(1).double()
-    up = poses.rotations[:, 0, 1].double()  # R^T e_y
+    slope, offset = _regression(*_stand(poses, None, joints), noise)
+    errors = []
+    for rows in poses.folds(folds):
+        others, base = _regression(*_stand(poses, ~rows, joints), noise)
+        numbers, up = _stand(poses, rows, joints)
+        errors.append(up - numbers @ others.mT - base)
+    left = torch.cat(errors)
+    return {
+        "slope": slope.float().contiguous(),
+        "offset": offset.float(),
+        "covariance": (left.mT @ left / len(left)).float(),
+    }
+
+
+def _stand(poses: Poses, rows: Tensor | None, joints: int) -> tuple[Tensor, Tensor]:
+    """6D numbers `(M, D)` and the world's up in the pelvis' frame `(M, 3)`."""
+    rotations = poses.rotations(rows).double()
+    return geometry.to_6d(rotations[:, 1 : joints + 1]).flatten(1), rotations[:, 0, 1]  # R^T e_y
+
+
+def _regression(numbers: Tensor, up: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     mean, covariance = moments(numbers, noise)
     away = up - up.mean(0)
     slope = torch.linalg.solve(covariance, (numbers - mean).mT @ away / len(away)).mT
-    left = torch.cov((away - (numbers - mean) @ slope.mT).mT)
-    return {
-        "slope": slope.float().contiguous(),
-        "offset": (up.mean(0) - slope @ mean).float(),
-        "covariance": left.float().contiguous(),
-    }
+    return slope, up.mean(0) - slope @ mean
