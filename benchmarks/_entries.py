@@ -138,7 +138,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "scipy-least-squares": {"max_iterations": 60, "tolerance": 1e-4},
     "theseus-lm": {"max_steps": 30, "tolerance": 1e-3},
 }
-FEW = 30
+FEW = 16
 OURS = ("lm", "lbfgs", "bfgs", "adam")
 BACK_ENDS = {
     "scipy-bfgs": "scipy",

@@ -27,6 +27,7 @@ from fitkit.priors import JointLimits, ShapePrior, UprightPrior
 from fitkit.priors.representation import Matrix
 from fitkit.problem import Problem
 from fitkit.solve import solve
+from fitkit.solver import Outcome
 from fitkit.solvers import LM
 from fitkit.state import State
 
@@ -233,11 +234,13 @@ class Fits:
     Attributes:
         state: `(B)`.
         steps: `(B,)` of the start that won.
+        at_limit: `(B,)` whether it was still going down.
         milliseconds: per person, median over batches.
     """
 
     state: State
     steps: Tensor
+    at_limit: Tensor
     milliseconds: float
 
 
@@ -266,7 +269,8 @@ def fit_poses(
     total = Keypoints2D(sigma=noise, kernel=GMoF(10)) + ShapePrior() + JointLimits()
     total = total + UprightPrior() if upright else total
     total = total if prior is None else total + weight * prior
-    solver, states, steps, times = LM(), [], [], []
+    solver = LM()
+    states, steps, limits, times = [], [], [], []
     for first in range(0, len(problems), batch):
         part = problems.select(slice(first, first + batch))
         sync(body.device)
@@ -279,7 +283,8 @@ def fit_poses(
         times.append(1e3 * (time.perf_counter() - began) / len(part))
         states.append(solution.state)
         steps.append(solution.trace.steps_made)
-    return Fits(concatenate(states), torch.cat(steps), median(times))
+        limits.append(solution.outcome == Outcome.MAX_STEPS)
+    return Fits(concatenate(states), torch.cat(steps), torch.cat(limits), median(times))
 
 
 def vertex_error(body: BodyModel, state: State, truth: State) -> Tensor:

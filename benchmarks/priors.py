@@ -151,6 +151,7 @@ def _add_round_trip(report: Report, name: str, prior: PosePrior, poses: Tensor) 
     z = density.encode(x)[0]
     back, far = density.decode(z), density.decode(3 * z)
     again = density.decode(density.encode(far)[0])
+    report.add("likelihood", name, "log-determinant", float(prior.log_determinant(poses).mean()), "nats")
     report.add("likelihood", name, "round trip", float((back - x).abs().max()), "largest")
     report.add("likelihood", name, "round trip, 3 z", float((again - far).abs().max()), "largest")
 
@@ -302,6 +303,7 @@ class Fitting:
         add("2D error, clean points", float(clean.mean()), "sigma")
         add("per person", fits.milliseconds, "ms")
         add("steps", float(fits.steps.double().mean()), "mean")
+        add("at the step limit", 100 * float(fits.at_limit.double().mean()), "% of problems")
         self.errors[section, name] = errors
 
     def add_differences(self) -> None:

@@ -18,6 +18,7 @@ from fitkit.priors.pool import PooledPrior
 from fitkit.priors.pose import PosePrior
 from fitkit.priors.shape import ShapePrior
 from fitkit.priors.upright import UprightPrior
+from fitkit.priors.vposer import load_vposer
 
 __all__ = [
     "JointLimits",
@@ -29,6 +30,7 @@ __all__ = [
     "flow_prior",
     "gaussian_prior",
     "load_prior",
+    "load_vposer",
     "mixture_prior",
     "save_prior",
     "shipped",

@@ -36,6 +36,17 @@ class PosePrior(Objective):
         calibration: `(Q,)` increasing: `-log_prob` of poses of people that the density never saw, at equal steps of
             probability; None where nobody was held out.
         latent_size: L of `encode`.
+
+    Args:
+        density: over the numbers of `joints` rotations.
+        joints: see above.
+        representation_name: `6d`, `axis-angle` or `matrix`.
+        block: see above.
+        noise: see above.
+        calibration: see above.
+
+    Raises:
+        ValueError: a density of another size, no block of joints, or a calibration that is not increasing.
     """
 
     name = "pose_prior"
@@ -53,6 +64,8 @@ class PosePrior(Objective):
         self.representation: Representation = representation(representation_name)
         if block not in ROTATIONS[1:]:
             raise ValueError(f"a pose prior of {block!r}, expected one of {ROTATIONS[1:]}")
+        if calibration is not None and not bool((calibration.diff() >= 0).all()):
+            raise ValueError("a calibration that is not increasing, expected sorted -log_prob")
         if density.size != joints * self.representation.width:
             raise ValueError(
                 f"a density over {density.size} numbers for {joints} joints in {representation_name}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_what_is_made_once_is_its_owners(body: BodyModel, people: MakePeople) ->
     state, observation = people()
     pred = Prediction(body, state, observation.camera, {"body_pose": slice(0, 63)})
     for number in range(50):
-        assert pred.once(object(), lambda number=number: number) == number
+        assert pred.once(object(), partial(int, number)) == number
 
 
 def test_pose_prior_and_limits_know_no_side(body: BodyModel, people: MakePeople) -> None:

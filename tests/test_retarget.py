@@ -175,6 +175,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a name twice": (lambda text: text.replace("JOINT LeftArm", "JOINT LeftLeg", 1), "names of their own"),
     "two roots": (lambda text: text.replace("JOINT LowerBack", "ROOT LowerBack", 1), "one ROOT"),
+    "a channel twice": (
+        lambda text: text.replace("Xposition Yposition", "Xposition Xposition", 1),
+        "every channel once",
+    ),
     "a brace too few": (lambda text: text.replace("}\nMOTION", "MOTION", 1), "expected JOINT|braces closed"),
     "a brace too many": (
         lambda text: text.replace("}\nMOTION", "}\n}\nMOTION", 1),

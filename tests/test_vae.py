@@ -16,9 +16,9 @@ from torch.nn import functional
 from fitkit import geometry
 from fitkit.prediction import Prediction
 from fitkit.priors.density import batched_jacobian
-from fitkit.priors.pose import PosePrior
 from fitkit.priors.representation import AxisAngle
-from fitkit.priors.vae import PoseVAE, gram_schmidt_jacobian, load_vposer
+from fitkit.priors.vae import PoseVAE, gram_schmidt_jacobian
+from fitkit.priors.vposer import load_vposer
 
 F64 = torch.float64
 SMALL = {"latent": 4, "hidden": 16}
@@ -298,6 +298,12 @@ def saved(folder: Path, version: str, **shape: int) -> tuple[Path, OrderedDict[s
     return folder / "snapshots" / "V02_05_epoch=13_val_loss=0.03.ckpt", state
 
 
+def vposer(path: Path | str) -> PoseVAE:
+    density = load_vposer(path).density
+    assert isinstance(density, PoseVAE)
+    return density
+
+
 @pytest.mark.parametrize(("version", "eaten"), [("v1", 63), ("v1", 189), ("v2", 63)])
 def test_vposer_is_vposer(tmp_path: Path, version: str, eaten: int) -> None:
     file, state = saved(tmp_path, version, eaten=eaten)
@@ -305,7 +311,7 @@ def test_vposer_is_vposer(tmp_path: Path, version: str, eaten: int) -> None:
     food = rotations.flatten(1) if eaten == 189 else AxisAngle().numbers(rotations).flatten(1)
     mean, deviation, decoded = forward(version, state, food)
     for path in (file, tmp_path, tmp_path / "snapshots", str(tmp_path)):
-        vae = load_vposer(path)
+        vae = vposer(path)
         x = geometry.to_6d(rotations).flatten(1)
         torch.testing.assert_close(vae.encode_mean(x), mean)
         torch.testing.assert_close(vae.posterior(x)[1], deviation)
@@ -319,7 +325,7 @@ def test_vposer_is_vposer(tmp_path: Path, version: str, eaten: int) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_vposer_in_pose_prior(tmp_path: Path, version: str, people: Any, body: Any) -> None:
-    prior = PosePrior(load_vposer(saved(tmp_path, version)[0]), joints=21, representation_name="6d")
+    prior = load_vposer(saved(tmp_path, version)[0])
     state, observation = people(3)
     pred = Prediction(body, state, observation.camera)
     residual = prior.residual(pred, observation)
@@ -337,7 +343,7 @@ def test_vposer_in_pose_prior(tmp_path: Path, version: str, people: Any, body: A
 
 def test_vposer_has_slopes_at_rest(tmp_path: Path) -> None:
     """The rotation vector of no turn at all: where a careless logarithm has no derivative."""
-    vae = load_vposer(saved(tmp_path, "v2")[0])
+    vae = vposer(saved(tmp_path, "v2")[0])
     x = geometry.to_6d(torch.eye(3, dtype=F64)).repeat(1, 21).requires_grad_(True)
     (gradient,) = torch.autograd.grad(0.5 * vae.rows(x).square().sum(), x)
     torch.testing.assert_close(gradient, vae.quadratic(x.detach()).gradient)

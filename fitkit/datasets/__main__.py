@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fps", type=float, help="resample to this by dropping frames")
     parser.add_argument("--held-out", nargs="+", default=[], metavar="SUBJECT", help="to OUT-held-out.npz")
     options = parser.parse_args(arguments)
+    if options.out.suffix != ".npz" or not options.out.resolve().parent.is_dir():
+        parser.error(f"--out {options.out}: expected a name that ends in .npz, in a folder that exists")
     try:
         conversion = read_folders(options.folders, options.fps)
         _report(conversion)

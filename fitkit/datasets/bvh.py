@@ -77,7 +77,7 @@ def read_bvh(path: str | Path) -> BvhClip:
     path = Path(path)
     if path.is_file() and path.stat().st_size > LARGEST:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, expected a BVH file of at most {LARGEST}")
-    reader = _Reader(path, path.read_bytes().decode("utf-8", "replace").splitlines())
+    reader = _Reader(path, path.read_bytes().decode("utf-8-sig", "replace").splitlines())
     skeleton = reader.hierarchy()
     numbers, fps = reader.motion(sum(len(channels) for channels in skeleton.channels))
     rotations = torch.eye(3, dtype=torch.float64).repeat(len(numbers), len(skeleton.names), 1, 1)
@@ -201,7 +201,10 @@ class _Reader:
             raise self.error(
                 repr(" ".join(words)[:60]), "CHANNELS, their number, and names such as Xposition, Zrotation"
             )
-        return [(_AXES[m[1].upper()], m[2].lower() == "rotation") for m in matches if m]
+        channels = [(_AXES[m[1].upper()], m[2].lower() == "rotation") for m in matches if m]
+        if len(set(channels)) < len(channels):
+            raise self.error(repr(" ".join(words)[:60]), "every channel once")
+        return channels
 
     def motion(self, columns: int) -> tuple[Float[Tensor, "N C"], float]:
         """Everything after MOTION: the numbers and the frames per second."""
