@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-F = TypeVar("F", bound="Flow")
+D = TypeVar("D", bound="Density")
 FLOOR = 1e-12  # under the root of the row of the volume
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
@@ -35,6 +35,12 @@ class Quadratic:
     blocks: Float[Tensor, "B J w w"] | None = None
 
 
+@torch.no_grad()
+def _derive_after_load(density: nn.Module, _: object) -> None:
+    assert isinstance(density, Density)
+    density.derive()
+
+
 class Density(nn.Module, ABC):
     """A probability density over vectors of `size` numbers.
 
@@ -45,6 +51,22 @@ class Density(nn.Module, ABC):
 
     kind: str
     size: int
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_load_state_dict_post_hook(_derive_after_load)
+
+    def derive(self) -> None:
+        """Recompute what is made of the parameters (inverses, determinants) and kept outside training."""
+
+    def train(self: D, mode: bool = True) -> D:
+        """Training mode; leaving it derives what does not change any more."""
+        super().train(mode)
+        if not mode:
+            with torch.no_grad():
+                self.derive()
+        return self
 
     @abstractmethod
     def log_prob(self, x: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
@@ -81,12 +103,6 @@ class Density(nn.Module, ABC):
         return torch.randn(count, size, generator=generator, dtype=like.dtype, device=where).to(like.device)
 
 
-@torch.no_grad()
-def derived(density: nn.Module, _: object) -> None:
-    """Hook after loading: what is made of the parameters is made anew."""
-    density.derive()  # type: ignore[operator]
-
-
 class Flow(Density):
     """An invertible, differentiable map from vectors to unit normal ones: `z = f(x)`.
 
@@ -106,12 +122,10 @@ class Flow(Density):
     precision: Tensor
 
     def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
+        super().__init__(size)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("ceiling", torch.zeros(()))
         self.register_buffer("precision", torch.eye(size))
-        self.register_load_state_dict_post_hook(derived)
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
@@ -120,17 +134,6 @@ class Flow(Density):
     @abstractmethod
     def decode(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The inverse of `encode`."""
-
-    def derive(self) -> None:
-        """Recompute what is made of the parameters (inverses, determinants) and kept outside training."""
-
-    def train(self: F, mode: bool = True) -> F:
-        """Training mode; leaving it derives what does not change any more."""
-        super().train(mode)
-        if not mode:
-            with torch.no_grad():
-                self.derive()
-        return self
 
     def log_prob(self, x: Tensor) -> Tensor:
         z, volume = self.encode(x)

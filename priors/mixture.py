@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fitkit.priors.density import HALF_LOG_TAU, Density, Quadratic, derived
+from fitkit.priors.density import HALF_LOG_TAU, Density, Quadratic
 
 
 class GaussianMixture(Density):
@@ -28,14 +28,12 @@ class GaussianMixture(Density):
     height: Tensor
 
     def __init__(self, parts: int, size: int) -> None:
-        super().__init__()
-        self.size = size
+        super().__init__(size)
         self.register_buffer("log_share", torch.zeros(parts))
         self.register_buffer("mean", torch.zeros(parts, size))
         self.register_buffer("factor", torch.eye(size).repeat(parts, 1, 1))
         self.register_buffer("whitening", torch.eye(size).repeat(parts, 1, 1), persistent=False)
         self.register_buffer("height", torch.zeros(parts), persistent=False)
-        self.register_load_state_dict_post_hook(derived)
 
     @classmethod
     def of(
@@ -47,12 +45,6 @@ class GaussianMixture(Density):
         density.mean.copy_(means)
         density.factor.copy_(torch.linalg.cholesky(covariances.double()))
         return density.eval()
-
-    def train(self, mode: bool = True) -> GaussianMixture:
-        super().train(mode)
-        if not mode:
-            self.derive()
-        return self
 
     def derive(self) -> None:
         """What is made of the factors: their inverses, and each part's log-density at its mean."""

@@ -130,10 +130,10 @@ class PoseVAE(Density):
     spread: Tensor
 
     def __init__(self, size: int, latent: int = 32, hidden: int = 512, turns: int = 0) -> None:
-        super().__init__()
+        super().__init__(size)
         if turns not in (0, 3, 9) or (turns and size % 6):
             raise ValueError(f"turns {turns} for {size} numbers, expected 0, or 3 or 9 for joints in 6D")
-        self.size, self.latent, self.hidden, self.turns, self.draws = size, latent, hidden, turns, 64
+        self.latent, self.hidden, self.turns, self.draws = latent, hidden, turns, 64
         self._form: Representation | None = {3: AxisAngle(), 9: Matrix()}.get(turns)
         self.encoder = Encoder(size // 6 * turns if turns else size, latent, hidden)
         self.decoder = Decoder(size, latent, hidden)
