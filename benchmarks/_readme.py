@@ -11,6 +11,8 @@ MEASURED = ("<!-- measured: python benchmarks/_readme.py -->", "<!-- /measured -
 SOLVERS = ("<!-- solvers: python benchmarks/_readme.py -->", "<!-- /solvers -->")
 PRIORS = ("<!-- priors: python benchmarks/_readme.py -->", "<!-- /priors -->")
 FITS = ("<!-- fits: python benchmarks/_readme.py -->", "<!-- /fits -->")
+# A run of few solvers by themselves: of the same minutes, which ratios of times are best taken in.
+PROGRAMS = {"peers": "solvers"}
 # (what, program, names of the results, how they are written)
 ROWS = (
     (
@@ -85,13 +87,13 @@ ROWS = (
     ),
     (
         "SMPLify as in SPIN over Levenberg-Marquardt, time per person, batch 1 / 64",
-        "solvers",
+        "peers",
         ("ratios/SMPLify (SPIN)/over lm, batch 1", "ratios/SMPLify (SPIN)/over lm, batch 64"),
         "{:.0f}x / {:.0f}x",
     ),
     (
         "SMPLify-X (one person at a time) over Levenberg-Marquardt at batch 1 / 64, time per person",
-        "solvers",
+        "peers",
         (
             "time/SMPLify-X/per person, batch 1",
             "time/lm/per person, batch 1",
@@ -114,7 +116,7 @@ ROWS = (
     ),
     (
         "one person alone over one of a batch of 64, time: Levenberg-Marquardt / L-BFGS",
-        "solvers",
+        "peers",
         ("ratios/lm/alone over in a batch of 64", "ratios/lbfgs/alone over in a batch of 64"),
         "{:.1f}x / {:.1f}x",
     ),
@@ -219,7 +221,7 @@ def table(folder: Path) -> str:
             text = f"{values[0] / values[1]:.0f}x / {values[2] / values[3]:.0f}x"
         else:
             text = form.format(*values)
-        lines.append(f"| {what} | {text} | `{program}.py` |")
+        lines.append(f"| {what} | {text} | `{PROGRAMS.get(program, program)}.py` |")
     return "\n".join(lines)
 
 
