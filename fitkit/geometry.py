@@ -66,6 +66,19 @@ def from_6d_jacobian(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*
     return torch.cat([first, second], -1)
 
 
+def gram_schmidt_jacobian(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 6"]:
+    """Derivative of the w in `from_6d(x + dx) = from_6d(x) exp(w)`, also where x is not orthonormal."""
+    rotations = from_6d(numbers)
+    x, y, z = rotations.unbind(-1)
+    first, second = numbers.split(3, -1)
+    along = (x * second).sum(-1, keepdim=True)
+    length = first.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    rest = (second - along * x).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    zero = torch.zeros_like(z)
+    by_first = torch.stack([-along / (length * rest) * z, -z / length, y / length], -2)
+    return torch.cat([by_first, torch.stack([z / rest, zero, zero], -2)], -1)
+
+
 def twist(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """Angle of the twist about each coordinate axis, radians in (-pi, pi].
 

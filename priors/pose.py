@@ -134,11 +134,9 @@ class PosePrior(Objective):
         return self.representation.rotations(numbers.unflatten(1, (self.joints, -1)))
 
     def decode_jacobian(self, latent: Float[Tensor, "B L"]) -> Float[Tensor, "B J 3 L"]:
-        """Derivative of the w in `decode(z + dz) = decode(z) exp(w)`, at the latent numbers of a pose."""
+        """Derivative of the w in `decode(z + dz) = decode(z) exp(w)`; of matrices, near those of rotations."""
         flow = self._flow(latent)
         numbers = flow.decode(latent).unflatten(1, (self.joints, -1))
-        # Where the numbers are those of no rotation, the one that they stand for is near enough.
-        numbers = self.representation.numbers(self.representation.rotations(numbers))
         moved = flow.decode_jacobian(latent).unflatten(1, (self.joints, -1))
         return self.representation.inverse_jacobian(numbers) @ moved
 

@@ -54,7 +54,7 @@ class SixD(Representation):
         return geometry.to_6d_jacobian(rotations)
 
     def inverse_jacobian(self, numbers: Tensor) -> Tensor:
-        return geometry.from_6d_jacobian(geometry.from_6d(numbers))
+        return geometry.gram_schmidt_jacobian(numbers)
 
 
 class AxisAngle(Representation):

@@ -20,7 +20,6 @@ SLOPE = 0.01
 NOISE = 0.05
 # People whose draws `log_prob` decodes at once: 64 draws of as many stay within some hundred megabytes.
 _AT_ONCE = 128
-_TINY = 1e-12
 
 
 class Encoder(nn.Module):
@@ -228,10 +227,10 @@ class PoseVAE(Density):
         if self._form is not None:
             six = unit.unflatten(1, (-1, 6))
             encoded = _through(
-                encoded, self._form.jacobian(geometry.from_6d(six)) @ gram_schmidt_jacobian(six)
+                encoded, self._form.jacobian(geometry.from_6d(six)) @ geometry.gram_schmidt_jacobian(six)
             )
             six = said.unflatten(1, (-1, 6))
-            turned = geometry.to_6d_jacobian(geometry.from_6d(six)) @ gram_schmidt_jacobian(six)
+            turned = geometry.to_6d_jacobian(geometry.from_6d(six)) @ geometry.gram_schmidt_jacobian(six)
             decoded = _through(decoded, turned.mT)
         encoded = encoded / self.spread
         error = x - self.origin - self.spread * self._write(said)
@@ -286,16 +285,3 @@ def _evaluating(vae: nn.Module, _: object) -> None:
 def _through(rows: Float[Tensor, "B K M"], blocks: Float[Tensor, "B J m n"]) -> Float[Tensor, "B K N"]:
     """Rows times a derivative that is block by block, M = J m and N = J n."""
     return torch.einsum("bkjm,bjmn->bkjn", rows.unflatten(2, (blocks.shape[1], -1)), blocks).flatten(2)
-
-
-def gram_schmidt_jacobian(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 6"]:
-    """Derivative of the w in `from_6d(x + dx) = from_6d(x) exp(w)`, also where x is not orthonormal."""
-    rotations = geometry.from_6d(numbers)
-    x, y, z = rotations.unbind(-1)
-    first, second = numbers.split(3, -1)
-    along = (x * second).sum(-1, keepdim=True)
-    length = first.norm(dim=-1, keepdim=True).clamp_min(_TINY)
-    rest = (second - along * x).norm(dim=-1, keepdim=True).clamp_min(_TINY)
-    zero = torch.zeros_like(z)
-    by_first = torch.stack([-along / (length * rest) * z, -z / length, y / length], -2)
-    return torch.cat([by_first, torch.stack([z / rest, zero, zero], -2)], -1)

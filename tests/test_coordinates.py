@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+import roma
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from fitkit.objectives import L1, BoneDirections, GMoF, Huber, Kernel, Keypoints
 from fitkit.objectives import Keypoints3D as Points3D
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.priors import JointLimits, ShapePrior, gaussian_prior
+from fitkit.priors import JointLimits, PosePrior, ShapePrior, flow_prior, gaussian_prior
 from fitkit.problem import Problem
 from fitkit.state import ROTATIONS, State
 
@@ -265,3 +266,15 @@ def test_triggs_is_the_true_second_derivative_where_that_is_positive(
     assert (torch.linalg.eigvalsh(here.hessian).amin(1) > 0).all()
     if isinstance(kernel, GMoF):
         assert (torch.linalg.eigvalsh(true).amin(1) < 0).any()  # there was something to keep positive
+
+
+@pytest.mark.parametrize("prior", [gaussian_prior(), flow_prior()], ids=["gaussian", "flow"])
+def test_a_latent_that_is_no_rotations_has_its_derivative(prior: PosePrior) -> None:
+    """Against central differences, where the decoded 6D numbers are far from orthonormal."""
+    draw = torch.Generator().manual_seed(2)
+    latent, along = torch.randn(2, 3, LATENT, generator=draw, dtype=torch.float64)
+    step = 1e-5
+    ahead, behind = prior.decode(latent + step * along), prior.decode(latent - step * along)
+    turn = roma.rotmat_to_rotvec(behind.mT @ ahead) / (2 * step)
+    found = (prior.decode_jacobian(latent) @ along[:, None, :, None])[..., 0]
+    torch.testing.assert_close(found, turn, atol=1e-6, rtol=1e-6)

@@ -62,6 +62,18 @@ def test_the_package_list_is_the_tree() -> None:
     assert set(listed) == _packages_in_tree()
 
 
+def test_every_network_has_a_card() -> None:
+    weights = sorted(
+        path for top in ("fitkit", "priors", "solvers") for path in (ROOT / top).rglob("*.safetensors")
+    )
+    assert weights
+    for path in weights:
+        card = path.with_suffix(".md").read_text(encoding="utf-8")
+        assert path.name in card.splitlines()[0]
+        for part in ("Data licence", "Recipe", "Seed, hardware, time", "## Measured", "## Limits"):
+            assert part in card, f"{path.stem}.md says nothing of: {part}"
+
+
 @pytest.mark.parametrize("package", SETUPTOOLS["packages"])
 def test_every_file_is_packaged(package: str) -> None:
     patterns = ["*.py", *SETUPTOOLS["package-data"]["*"]]
