@@ -82,6 +82,12 @@ class PosePrior(Objective):
         """Without the copies of the density for other dtypes and devices."""
         return self.__dict__ | {"_moved": {}}
 
+    def __copy__(self) -> PosePrior:
+        """As a term at another weight: the copies are shared."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     # -- as a term -------------------------------------------------------------------------------------------
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:

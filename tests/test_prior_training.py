@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from torch import Tensor
 from fitkit import geometry
 from fitkit.datasets import Motion
 from fitkit.keypoints import get_set
-from fitkit.priors import PosePrior, UprightPrior, load_prior, save_prior, shipped
+from fitkit.priors import PosePrior, UprightPrior, gaussian_prior, load_prior, save_prior, shipped
 from fitkit.priors.density import Flow
 from fitkit.priors.moments import fit_gaussian
 from fitkit.priors.poses import Poses
@@ -104,6 +105,17 @@ def test_poses_are_frames_and_their_mirror_images() -> None:
     torch.testing.assert_close(
         geometry.exp(numbers.unflatten(1, (JOINTS, 3))), poses().rotations()[:, 1 : JOINTS + 1]
     )
+
+
+def test_a_weight_copies_no_density_and_a_pickle_no_copies() -> None:
+    prior = gaussian_prior()
+    prior.log_prob(prior.mean_pose()[None])
+    heavy = 2.0 * prior
+    assert heavy.weight == 2
+    assert heavy.density is prior.density
+    assert heavy._moved is prior._moved
+    assert len(prior._moved) == 1
+    assert copy.deepcopy(prior)._moved == {}
 
 
 def test_what_is_held_out_is_nowhere_in_training() -> None:
