@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fitkit.render import Raster, hard, rasterize
+from fitkit.body.model import BodyModel
+from fitkit.camera import Camera
+from fitkit.render import (
+    Raster,
+    available_backends,
+    hard,
+    rasterize,
+    rasterize_each,
+    surface_maps,
+    vertex_normals,
+)
 
 F, C, W, H = (60.0, 62.0), (31.5, 23.0), 64, 48
+
+
+@pytest.fixture(params=["torch", "warp"], autouse=True)
+def z_buffer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything holds for the z-buffer of plain torch and for that of Warp."""
+    if request.param == "torch":
+        monkeypatch.setattr(hard, "_kernels", lambda device: None)
+    elif "warp" not in available_backends():
+        pytest.skip("warp-lang is not installed: pip install warp-lang")
+    else:
+        importlib.import_module("warp")  # one picture alone does not import it
+    return str(request.param)
+
+
+def _same(one: Raster, two: Raster) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in vars(one))
 
 
 def _rays() -> np.ndarray:
@@ -153,6 +180,120 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         rasterize(**{**good, "width": W, "height": H, **change})
+
+
+def _people(body: BodyModel, count: int) -> torch.Tensor:
+    turned = body.vertices(body.neutral(count)) * torch.tensor([1.0, -1.0, -1.0])
+    spread = torch.tensor([[0.5, 0.1, 0.4], [0.0, 0.3, 0.2]], dtype=turned.dtype)
+    steps = torch.arange(count, dtype=turned.dtype)[:, None]
+    return turned + (torch.tensor([0.0, -0.2, 2.5]) + steps * spread[0] - steps % 2 * spread[1])[:, None]
+
+
+@pytest.mark.skipif("warp" not in available_backends(), reason="warp-lang is not installed")
+def test_warp_and_torch_see_the_same_to_the_last_bit(
+    body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vertices = _people(body, 3)
+    vertices[1, ::50] = torch.nan
+    vertices[2, ::60, 2] = -1.0
+    camera = Camera(
+        torch.tensor([[90.0, 80], [70, 75], [60, 99]]), torch.tensor([[30.0, 20], [25, 31], [40, 24]]), W, H
+    )
+    seen = []
+    for kernels in (None, importlib.import_module("fitkit.render._warp_hard")):
+        monkeypatch.setattr(hard, "_kernels", lambda device, kernels=kernels: kernels)
+        seen.append(
+            (rasterize(vertices, body.faces, F, C, W, H), rasterize_each(vertices, body.faces, camera))
+        )
+    (one, each), (two, each_two) = seen
+    assert int(one.mask.sum()) > 100
+    assert _same(one, two)
+    assert _same(each, each_two)
+
+
+def test_a_batch_of_pictures_is_one_picture_of_each_person(body: BodyModel) -> None:
+    vertices = _people(body, 3)
+    focal, center = (
+        torch.tensor([[90.0, 80], [70, 75], [60, 99]]),
+        torch.tensor([[30.0, 20], [25, 31], [40, 24]]),
+    )
+    each = rasterize_each(vertices, body.faces, Camera(focal, center, W, H))
+    assert each.depth.shape == (3, H, W)
+    carried = each.interpolate(vertices, body.faces)
+    for row in range(3):
+        alone = rasterize(vertices[row], body.faces, focal[row], center[row], W, H)
+        assert torch.equal(each.depth[row], alone.depth)
+        assert torch.equal(each.face[row], alone.face)
+        assert torch.equal(each.barycentric[row], alone.barycentric)
+        assert torch.equal(each.person[row] == row, alone.mask)
+        assert torch.equal(carried[row], alone.interpolate(vertices[row], body.faces))
+    torch.testing.assert_close(carried[..., 2][each.mask].float(), each.depth[each.mask], atol=1e-5, rtol=0)
+    nobody = rasterize_each(vertices[:0], body.faces, Camera(focal[:0], center[:0], W, H))
+    assert nobody.mask.shape == (0, H, W)
+
+
+@pytest.mark.parametrize(
+    ("rows", "focal", "near", "message"),
+    [
+        (2, 5.0, 0.05, "camera of 2 rows for 1 people"),
+        (1, np.nan, 0.05, "focal and center must be finite"),
+        (1, 5.0, 0.0, "near must be a positive"),
+    ],
+)
+def test_a_wrong_camera_is_named(rows: int, focal: float, near: float, message: str) -> None:
+    camera = Camera(torch.full((rows, 2), focal), torch.ones(rows, 2), 4, 4)
+    with pytest.raises(ValueError, match=message):
+        rasterize_each(torch.ones(1, 3, 3), torch.tensor([[0, 1, 2]]), camera, near)
+
+
+def test_maps_show_the_labels_of_the_visible_surface() -> None:
+    at = np.array([0.05, -0.02, 2.0])
+    vertices, faces = (torch.as_tensor(array) for array in _sphere(0.5, tuple(at)))
+    middle = vertices[faces].mean(1)
+    parts, charts = 1 + (middle[:, 0] > at[0]).long(), 5 + (middle[:, 1] > at[1]).long()
+    raster = rasterize_each(vertices[None], faces, Camera.from_intrinsics(*F, *C, W, H))
+    maps = surface_maps(raster, vertices[None], faces, parts, charts, vertices[faces][..., :2])
+    surface = raster.interpolate(vertices[None], faces)
+    assert torch.equal(maps.mask, raster.mask)
+    assert maps.part.shape == (1, H, W)
+    assert not bool(
+        maps.part[~maps.mask].any() or maps.uv[~maps.mask].any() or maps.normals[~maps.mask].any()
+    )
+    clear = maps.mask & ((surface[..., :2] - torch.as_tensor(at)[:2]).abs() > 0.05).all(-1)
+    assert torch.equal(maps.part[clear], 1 + (surface[..., 0] > at[0]).long()[clear])
+    assert torch.equal(maps.chart[clear], 5 + (surface[..., 1] > at[1]).long()[clear])
+    torch.testing.assert_close(maps.uv, surface[..., :2])
+    away = torch.nn.functional.normalize(surface - torch.as_tensor(at), dim=-1)[maps.mask]
+    assert float((maps.normals[maps.mask] * away).sum(-1).min()) > 0.999
+    with pytest.raises(ValueError, match=r"face_parts must have shape"):
+        surface_maps(raster, vertices[None], faces, parts[1:], charts, vertices[faces][..., :2])
+
+
+def test_vertex_normals_are_those_of_a_sphere_and_turn_with_the_faces() -> None:
+    vertices, faces = (torch.as_tensor(array) for array in _sphere(0.5, (0.0, 0.0, 3.0)))
+    normals = vertex_normals(vertices[None], faces)
+    outwards = (vertices - torch.tensor([0, 0, 3.0])) * 2
+    assert float((normals[0] * outwards).sum(-1).min()) > 0.9999
+    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(1, len(vertices), dtype=normals.dtype))
+    torch.testing.assert_close(vertex_normals(vertices[None], faces.flip(1)), -normals)
+
+
+def test_vertex_normals_have_the_gradients_of_finite_differences_and_no_others() -> None:
+    draw = torch.Generator().manual_seed(1)
+    faces = torch.stack([torch.randperm(6, generator=draw)[:3] for _ in range(8)])
+    vertices = torch.randn(2, 6, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: vertex_normals(v, faces), vertices)
+    for broken in (torch.zeros(1, 6, 3), torch.full((1, 6, 3), torch.nan), torch.full((1, 6, 3), torch.inf)):
+        leaf = broken.clone().requires_grad_()
+        normals = vertex_normals(leaf, faces)
+        (gradient,) = torch.autograd.grad(normals.sum(), leaf)
+        assert not bool(normals.any())
+        assert not bool(gradient.any())
+    leaf = torch.cat([vertices.detach()[:1, :5], torch.full((1, 1, 3), torch.nan)], 1).requires_grad_()
+    normals = vertex_normals(leaf, faces)
+    (gradient,) = torch.autograd.grad(normals[..., 0].sum(), leaf)
+    assert bool(normals.any() and torch.isfinite(normals).all())
+    assert bool(gradient.any() and torch.isfinite(gradient).all())
 
 
 @pytest.mark.gpu

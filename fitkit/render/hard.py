@@ -5,14 +5,20 @@ Nothing here is differentiable; it answers questions of visibility and draws pic
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from fitkit.camera import Camera
 
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 
@@ -28,13 +34,13 @@ _EMPTY = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class Raster:
-    """What is seen at each pixel.
+    """What is seen at each pixel: of one picture (H, W), or of one picture per person (B, H, W).
 
     Attributes:
-        depth: (H, W) float32, z of the visible surface at the pixel centre, metres; inf where nothing is seen.
-        face: (H, W) int64, row of `faces` that is visible; -1 where nothing is seen.
-        person: (H, W) int64, which of the people it belongs to; -1 where nothing is seen.
-        barycentric: (H, W, 3) float32, weights of the face's three corners on the surface (corrected for
+        depth: (..., H, W) float32, z of the visible surface at the pixel centre, metres; inf where nothing is seen.
+        face: (..., H, W) int64, row of `faces` that is visible; -1 where nothing is seen.
+        person: (..., H, W) int64, which of the people it belongs to; -1 where nothing is seen.
+        barycentric: (..., H, W, 3) float32, weights of the face's three corners on the surface (corrected for
             perspective, they add up to one); 0 where nothing is seen.
     """
 
@@ -45,7 +51,7 @@ class Raster:
 
     @property
     def mask(self) -> Tensor:
-        """(H, W) bool: True where some body is seen."""
+        """(..., H, W) bool: True where some body is seen."""
         return self.face >= 0
 
     def interpolate(self, values: Array, faces: Array) -> Tensor:
@@ -56,7 +62,7 @@ class Raster:
             faces: (F, 3), the faces that were rasterised.
 
         Returns:
-            (H, W, C), 0 where nothing is seen.
+            (..., H, W, C), 0 where nothing is seen.
         """
         table = torch.as_tensor(values, device=self.depth.device)
         table = table[None] if table.ndim == 2 else table
@@ -102,16 +108,88 @@ def rasterize(
         ValueError: a shape is wrong, a face names a vertex that does not exist, or the size is not positive.
     """
     points, corners = _checked_mesh(vertices, faces)
-    if width < 1 or height < 1:
-        raise ValueError(f"the picture must be at least 1 x 1 pixels, got width={width}, height={height}")
-    if not near > 0:
-        raise ValueError(f"near must be a positive distance in metres, got {near}")
+    _check_view(width, height, near)
+    people = len(points)
     f, c = _pair(focal, "focal", points.device), _pair(center, "center", points.device)
+    view = _View(f.expand(people, 2), c.expand(people, 2), width, height, near)
+    # Importing Warp takes longer than one picture does without it.
+    kernels = _kernels(points.device) if "warp" in sys.modules else None
+    picture = torch.zeros(people, dtype=torch.int64, device=points.device)
+    return _draw(points, corners, view, picture, (), kernels)
 
-    triangles = points[:, corners].reshape(-1, 3, 3)  # row = person * F + face
-    kept = torch.nonzero((torch.isfinite(triangles).all(-1) & (triangles[..., 2] >= near)).all(-1))[:, 0]
-    keys = _nearest(_project(triangles[kept], kept, f, c, width, height), width, height)
-    return _resolve(keys, triangles, f, c, width, height, max(len(corners), 1))
+
+@torch.no_grad()
+def rasterize_each(vertices: Array, faces: Array, camera: Camera, near: float = 0.05) -> Raster:
+    """Find the nearest face at every pixel of each person's own picture; see `rasterize`.
+
+    Args:
+        vertices: (B, V, 3) metres, camera frame; array or tensor.
+        faces: (F, 3) integers, shared by all people.
+        camera: B rows; its width and height are those of the pictures.
+        near: metres.
+
+    Returns:
+        B pictures as one `Raster`, with a leading batch axis; `person` is the row of the picture.
+
+    Raises:
+        ValueError: a shape is wrong, a face names a vertex that does not exist, or the camera has other rows.
+    """
+    points, corners = _checked_mesh(vertices, faces)
+    if len(camera) != len(points):
+        raise ValueError(f"camera of {len(camera)} rows for {len(points)} people: expected as many")
+    _check_view(camera.width, camera.height, near)
+    f, c = camera.focal.detach().to(points), camera.center.detach().to(points)
+    if not bool(torch.isfinite(f).all() and torch.isfinite(c).all()):
+        raise ValueError("camera: focal and center must be finite pixels")
+    view = _View(f, c, camera.width, camera.height, near)
+    pictures = torch.arange(len(points), device=points.device)
+    return _draw(points, corners, view, pictures, (len(points),), _kernels(points.device))
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the people are seen with: focal length and centre (N, 2) of each, float64."""
+
+    focal: Tensor
+    center: Tensor
+    width: int
+    height: int
+    near: float
+
+
+@cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The same z-buffer in Warp, where it is installed and has the device."""
+    if device.type not in ("cpu", "cuda"):
+        return None
+    try:
+        from fitkit.render import _warp_hard
+    except Exception:  # a broken installation of something that is not needed
+        return None
+    return _warp_hard
+
+
+def _draw(
+    points: Tensor,
+    corners: Tensor,
+    view: _View,
+    picture: Tensor,
+    batch: tuple[int, ...],
+    kernels: ModuleType | None,
+) -> Raster:
+    """People (N, V, 3), each in the `picture` (N,) it belongs to, as one picture or as a batch of them."""
+    pixels, faces = view.width * view.height, max(len(corners), 1)
+    keys = torch.full((math.prod(batch), pixels), _EMPTY, dtype=torch.int64, device=points.device)
+    if kernels is not None:
+        limits = (view.near, _NO_AREA, _EDGE_SLACK)
+        kernels.nearest(points, corners, view.focal, view.center, picture, keys, view.width, limits)
+    else:
+        triangles = points[:, corners].reshape(-1, 3, 3)  # row = person * F + face
+        usable = (torch.isfinite(triangles).all(-1) & (triangles[..., 2] >= view.near)).all(-1)
+        kept = torch.nonzero(usable)[:, 0]
+        screen = _project(triangles[kept], kept, view, kept // faces)
+        _nearest(keys.view(-1), screen, picture[screen.row // faces] * pixels, view.width)
+    return _resolve(keys.view(-1), points, corners, view, batch)
 
 
 def _checked_mesh(vertices: Array, faces: Array) -> tuple[Tensor, Tensor]:
@@ -135,6 +213,13 @@ def _checked_mesh(vertices: Array, faces: Array) -> tuple[Tensor, Tensor]:
     return points, corners
 
 
+def _check_view(width: int, height: int, near: float) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"the picture must be at least 1 x 1 pixels, got width={width}, height={height}")
+    if not near > 0:
+        raise ValueError(f"near must be a positive distance in metres, got {near}")
+
+
 def _pair(value: Array | tuple[float, float], name: str, device: torch.device) -> Tensor:
     pair = torch.as_tensor(value, dtype=torch.float64, device=device)
     if tuple(pair.shape) != (2,) or not bool(torch.isfinite(pair).all()):
@@ -152,10 +237,10 @@ class _Screen:
     row: Tensor  # (T,) int64: person * F + face
 
 
-def _project(triangles: Tensor, row: Tensor, f: Tensor, c: Tensor, width: int, height: int) -> _Screen:
+def _project(triangles: Tensor, row: Tensor, view: _View, person: Tensor) -> _Screen:
     z = triangles[..., 2]
-    xy = triangles[..., :2] / z[..., None] * f + c
-    size = torch.tensor([width, height], dtype=torch.float64, device=xy.device)
+    xy = triangles[..., :2] / z[..., None] * view.focal[person][:, None] + view.center[person][:, None]
+    size = torch.tensor([view.width, view.height], dtype=torch.float64, device=xy.device)
     first = (xy.amin(1) - 0.5).ceil().clamp_min(0)
     last = torch.minimum((xy.amax(1) - 0.5).floor(), size - 1)
     p0, p1, p2 = xy.unbind(1)
@@ -172,25 +257,30 @@ def _project(triangles: Tensor, row: Tensor, f: Tensor, c: Tensor, width: int, h
     return _Screen(edges, (edges / z[..., None]).sum(1), box, row[visible])
 
 
-def _nearest(screen: _Screen, width: int, height: int) -> Tensor:
-    """(H * W,) int64 keys: float32 bits of the nearest depth in the high word, triangle number in the low word.
+def _nearest(keys: Tensor, screen: _Screen, offset: Tensor, width: int) -> None:
+    """Lower the keys (P * H * W,) of the pixels that the triangles cover, in place.
 
-    Positive floats sort like their bits, so one integer minimum finds the depth and its triangle at once,
-    the same on every device and in any order. Triangles are cut into runs of pixels along the rows.
+    A key has the float32 bits of the depth in the high word and the triangle's number in the low word. Positive
+    floats sort like their bits, so one integer minimum finds the nearest depth and its triangle at once, the same on
+    every device and in any order. Triangles are cut into runs of pixels along the rows.
+
+    Args:
+        keys: of P pictures.
+        screen: T triangles.
+        offset: (T,) of the key of the first pixel of each triangle's picture.
+        width: pixels.
     """
-    keys = torch.full((height * width,), _EMPTY, dtype=torch.int64, device=screen.row.device)
     for of, nth in _expand(screen.box[:, 3] - screen.box[:, 2] + 1):
         y = screen.box[of, 2] + nth
         x, length = _spans(screen.edges[of], screen.box[of], y)
         plane = screen.inverse_z[of]
         slope, triangle = plane[:, 0], screen.row[of]
         start = slope * (x + 0.5) + plane[:, 1] * (y + 0.5) + plane[:, 2]
-        pixel = y * width + x
+        pixel = offset[of] + y * width + x
         for run, step in _expand(length):
             depth = torch.addcmul(start[run], slope[run], step).reciprocal().to(torch.float32)
             key = (depth.view(torch.int32).to(torch.int64) << 32) | triangle[run]
             _lower(keys, pixel[run] + step, key)
-    return keys
 
 
 def _spans(edges: Tensor, box: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,23 +319,26 @@ def _lower(keys: Tensor, pixel: Tensor, key: Tensor) -> None:
         keys.scatter_reduce_(0, pixel, key, reduce="amin")
 
 
-def _resolve(
-    keys: Tensor, triangles: Tensor, f: Tensor, c: Tensor, width: int, height: int, per_person: int
-) -> Raster:
+def _resolve(keys: Tensor, points: Tensor, corners: Tensor, view: _View, batch: tuple[int, ...]) -> Raster:
     """Unpack the keys and work out the surface point under each covered pixel."""
-    device = keys.device
-    depth = torch.full((height * width,), torch.inf, dtype=torch.float32, device=device)
-    face = torch.full((height * width,), -1, dtype=torch.int64, device=device)
+    device, total = keys.device, len(keys)
+    depth = torch.full((total,), torch.inf, dtype=torch.float32, device=device)
+    face = torch.full((total,), -1, dtype=torch.int64, device=device)
     person = face.clone()
-    barycentric = torch.zeros((height * width, 3), dtype=torch.float32, device=device)
+    barycentric = torch.zeros((total, 3), dtype=torch.float32, device=device)
     for seen in torch.nonzero(keys != _EMPTY)[:, 0].split(_AT_ONCE):
         row = keys[seen] & 0xFFFFFFFF
         depth[seen] = (keys[seen] >> 32).to(torch.int32).view(torch.float32)
-        face[seen] = row % per_person
-        person[seen] = torch.div(row, per_person, rounding_mode="floor")
-        pixel = torch.stack([seen % width, torch.div(seen, width, rounding_mode="floor")], dim=-1) + 0.5
-        barycentric[seen] = _weights(triangles[row], (pixel - c) / f).to(torch.float32)
-    shape = (height, width)
+        face[seen] = row % len(corners)
+        person[seen] = who = torch.div(row, len(corners), rounding_mode="floor")
+        pixel = seen % (view.width * view.height)
+        at = (
+            torch.stack([pixel % view.width, torch.div(pixel, view.width, rounding_mode="floor")], dim=-1)
+            + 0.5
+        )
+        ray = (at - view.center[who]) / view.focal[who]
+        barycentric[seen] = _weights(points[who[:, None], corners[face[seen]]], ray).to(torch.float32)
+    shape = (*batch, view.height, view.width)
     return Raster(depth.view(shape), face.view(shape), person.view(shape), barycentric.view(*shape, 3))
 
 
