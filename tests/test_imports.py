@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom up: a module imports from its own layer or a lower one. A new module takes its place here.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"geometry", "files", "_select", "_version", "keypoints", "camera", "state", "coordinates"}),
+    frozenset(
+        {"geometry", "files", "_select", "_version", "keypoints", "camera", "maps", "state", "coordinates"}
+    ),
     frozenset({"body", "observation"}),
     frozenset({"render", "initialise", "datasets"}),
     frozenset({"prediction"}),

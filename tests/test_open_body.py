@@ -138,6 +138,41 @@ def test_charts_do_not_fold(body: dict[str, np.ndarray]) -> None:
         assert _components(body["faces"][inside].astype(int)) == 1
 
 
+@pytest.mark.parametrize("chart", range(1, 25))
+def test_charts_are_one_piece_and_fill_their_squares(body: dict[str, np.ndarray], chart: int) -> None:
+    mine = body["charts"] == chart
+    uv = body["chart_uv"][mine].astype(float)
+    assert uv.min((0, 1)).tolist() == [0, 0]
+    assert uv.max((0, 1)).tolist() == [1, 1]
+    corners = np.concatenate([body["faces"][mine][..., None], uv], -1).reshape(-1, 3)
+    index = np.unique(corners, axis=0, return_inverse=True)[1].reshape(-1, 3)
+    assert _components(index) == 1
+
+
+@pytest.mark.parametrize("chart", range(1, 25))
+def test_v_runs_up(body: dict[str, np.ndarray], chart: int) -> None:
+    """On the whole; u runs to the right then, as no triangle is turned over."""
+    mine = body["charts"] == chart
+    points, uv = body["v_template"][body["faces"][mine]].astype(float), body["chart_uv"][mine].astype(float)
+    ups = {"hand": np.abs(points[..., 0]), "arm": -np.abs(points[..., 0]), "foot": points[..., 2]}
+    part = str(body["part_names"][body["parts"][mine][0]]).split("_")[-1]
+    height = ups.get(part, points[..., 1])
+    sides = np.diff(uv, axis=1)
+    slope = np.linalg.solve(sides, np.diff(height, axis=1)[..., None])[..., 0]
+    area = np.abs(np.linalg.det(sides))[:, None]
+    assert _lean(slope * area) < 12
+    if part == "head":  # the face itself stands straighter than the nape
+        normal = np.cross(*np.diff(points, axis=1).swapaxes(0, 1))
+        face = normal[:, 2] > 0.5 * np.linalg.norm(normal, axis=1)
+        assert _lean(slope[face] * area[face]) < 3
+
+
+def _lean(slopes: np.ndarray) -> float:
+    """Degrees between v and the sum of gradients (n,2)."""
+    u, v = slopes.sum(0)
+    return float(np.degrees(np.abs(np.arctan2(u, v))))
+
+
 def _components(faces: np.ndarray) -> int:
     label = np.arange(faces.max() + 1)
     while True:

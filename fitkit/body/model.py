@@ -9,10 +9,11 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fitkit.body.kinematics import PointSet, Posed, Skeleton
+from fitkit.body.surface import Skin
 from fitkit.keypoints import get_set
 from fitkit.state import State
 
@@ -52,6 +53,7 @@ class BodyData:
         parts: `(F,)` DensePose's 14 parts, 1..14.
         charts: `(F,)` 24 charts, 1..24, 0 = none.
         chart_uv: `(F, 3, 2)` in [0, 1].
+        chart_set: whose charts these are, "densepose" for the official ones; the body's own where it is empty.
         mirror: `(V,)` vertex on the other side.
         subset431: the sparse vertex set of mesh-aligned features.
         readouts: name -> `(S + 1,)` linear in betas, the last is constant (height in metres, ...).
@@ -71,6 +73,7 @@ class BodyData:
     parts: np.ndarray | None = None
     charts: np.ndarray | None = None
     chart_uv: np.ndarray | None = None
+    chart_set: str = ""
     mirror: np.ndarray | None = None
     subset431: np.ndarray | None = None
     readouts: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -281,6 +284,41 @@ class BodyModel:
         blend = weights @ torch.cat([turned, offset[..., None]], -1).flatten(2)
         blend = blend.view(people, len(template), 3, 4)
         return (blend[..., :3] @ shaped[..., None])[..., 0] + blend[..., 3]
+
+    @cached_property
+    @torch.inference_mode(False)
+    def anchors(self) -> Int[Tensor, " M"]:
+        """Some hundred vertices that lie evenly on the body: the named subset where there is one."""
+        subset = self.data.subset431
+        chosen = np.arange(0, len(self.data.v_template), 16) if subset is None else subset.astype(np.int64)
+        return torch.as_tensor(chosen, device=self.device)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def nearest_anchor(self) -> Int[Tensor, " V"]:
+        """The anchor next to each vertex in the rest pose, as a row of `anchors`."""
+        rest = self._tensors["v_template"].float()
+        return torch.cdist(rest, rest[self.anchors]).argmin(1)
+
+    def skin(self, vertex: Int[Tensor, "B N K"], share: Float[Tensor, "B N K"], joints: int) -> Skin:
+        """What moves points of the surface, other ones for every person.
+
+        Args:
+            vertex: the vertices that each point hangs on, such as the corners of its face.
+            share: of each of them in the point, such as barycentric weights.
+            joints: 22 or all; of the skeleton.
+        """
+        full, tensors = joints == len(self.data.parents), self._tensors
+        count = min(self.data.posedirs.shape[2] // 9, joints - 1)
+        return Skin(
+            share,
+            tensors["v_template"][vertex],
+            tensors["dirs"][vertex],
+            tensors["posedirs"][..., : 9 * count][vertex],
+            self._tensor_weights(full)[vertex],
+            *self._rest(full),
+            self._skeleton(joints),
+        )
 
     @property
     def faces(self) -> Tensor:

@@ -2,11 +2,15 @@
 
 from fitkit.metrics.image import BOX_FILL, COCO_SIGMAS, mask_iou, match_people, oks, pck, within
 from fitkit.metrics.pose import LIMBS, joint_angle_error, mpjpe, pa_mpjpe, procrustes
+from fitkit.metrics.surface import GPS_KAPPA, gps, gpsm
 
 __all__ = [
     "BOX_FILL",
     "COCO_SIGMAS",
+    "GPS_KAPPA",
     "LIMBS",
+    "gps",
+    "gpsm",
     "joint_angle_error",
     "mask_iou",
     "match_people",

@@ -1,8 +1,10 @@
 """Texture coordinates of the 24 charts: (u, v) in [0, 1] per face corner, no triangle turned over.
 
-Hands, feet and head keep MakeHuman's own unfolding; limbs are half-cylinders (angle across, axis along); the
+Hands, feet and head keep MakeHuman's own unfolding, turned; limbs are half-cylinders (angle across, axis along); the
 torso, and any limb whose half-cylinder folds, is a Tutte embedding with mean-value weights (Floater 2003).
-Seen from outside, u runs to the right and v up in every chart; mirroring the body takes (u, v) to (1 - u, v).
+Seen from outside, u runs to the right and v up: towards the neck on the torso, the crown on the head, the hip on legs,
+the shoulder on arms, the fingertips on hands, the toes on feet. On hands it does so on the whole: their back and palm
+unfold side by side and lean to either side, by 18 and 28 degrees. Mirroring the body takes (u, v) to (1 - u, v).
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from fitkit.body.build.mesh import LightMesh
 from fitkit.body.build.parts import SPLIT, TORSO_BACK, TORSO_FRONT, WHOLE
 from fitkit.body.build.skeleton import JOINT, Array
 
+# Which axis of the T-pose is up in the left hand, the left foot and the left half of the head.
+UP = {4: 0, 5: 2, 24: 1}
+# The unfolded head has its middle on a straight border along u or v: a quarter turn keeps the face upright in its tile.
+QUARTER_TURNS = (24,)
 BULGE = 0.03  # the square's sides bow outwards a little, so that no border triangle is flat
 
 
@@ -31,7 +37,8 @@ def chart_coordinates(points: Array, joints: Array, mesh: LightMesh, charts: np.
             out[rows] = _limb(points, mesh.faces[rows], joints[JOINT[first]], joints[JOINT[last]])
     for chart in WHOLE.values():
         rows = np.nonzero(charts == chart)[0]
-        out[rows] = _upright(uv[mesh.wedges[rows]])
+        corners, height = _upright(uv[mesh.wedges[rows]]), points[mesh.faces[rows]][..., UP[chart]]
+        out[rows] = _turned(corners, height, chart in QUARTER_TURNS)
     for chart in np.unique(charts[:half])[1:]:
         left = charts[:half] == chart
         if chart not in (TORSO_BACK, TORSO_FRONT):
@@ -56,6 +63,18 @@ def _normalised(corners: Array) -> Array:
 def _upright(corners: Array) -> Array:
     """Mirror u where the unfolding is seen from inside."""
     return corners * [-1, 1] if np.median(signed_areas(corners)) < 0 else corners
+
+
+def _turned(corners: Array, height: Array, quarters: bool) -> Array:
+    """Rotate triangles (F,3,2) until `height` (F,3) rises along v on the whole; or the nearest quarter turn."""
+    one, two = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    rise, other = height[:, 1] - height[:, 0], height[:, 2] - height[:, 0]
+    # The gradient of the height over u and v, times twice the area.
+    x, y = np.stack([rise * two[:, 1] - other * one[:, 1], other * one[:, 0] - rise * two[:, 0]]).sum(1)
+    if quarters:
+        x, y = (np.sign(x), 0) if abs(x) > abs(y) else (0, np.sign(y))
+    across, along = np.array([y, -x]), np.array([x, y])
+    return corners @ np.stack([across, along], 1) / np.hypot(x, y)
 
 
 def _limb(points: Array, faces: np.ndarray, first: Array, last: Array) -> Array:

@@ -8,12 +8,9 @@ from scipy.sparse.csgraph import connected_components
 
 from fitkit.body.build.mesh import LightMesh
 from fitkit.body.build.skeleton import JOINT, JOINT_NAMES, Array
+from fitkit.maps import PART_NAMES as PARTS
 
-PART_NAMES = (
-    "background", "torso", "right_hand", "left_hand", "left_foot", "right_foot", "right_upper_leg",
-    "left_upper_leg", "right_lower_leg", "left_lower_leg", "left_upper_arm", "right_upper_arm",
-    "left_lower_arm", "right_lower_arm", "head",
-)  # fmt: skip
+PART_NAMES = ("background", *PARTS)
 PART_MIRROR = np.array([0, 1, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 14])
 CHART_MIRROR = np.r_[0, 1, 2, np.arange(3, 25).reshape(-1, 2)[:, ::-1].ravel()]
 TORSO, HEAD = 1, 14
@@ -56,7 +53,8 @@ def label_faces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """parts (F,) 1..14 and charts (F,) 0..24; decided on the left half, mirrored to the right.
 
-    A face's part is that of the joints that carry it; hands, feet and head end where their texture islands end.
+    A face's part is that of the joints that carry it; hands, feet and head end where their texture islands end, with
+    all their saw-teeth: a face of another island would lie apart from all others in their charts.
     """
     half = len(mesh.faces) // 2
     faces, island, inside = mesh.faces[:half], island[:half], interior[:half]
@@ -66,12 +64,14 @@ def label_faces(
     parts = carried[faces].sum(1).argmax(1)
     # A middle face of the half may be drawn to the other side by rounding; its left twin decides.
     parts = np.where(np.isin(parts, [2, 5, 6, 8, 11, 13]), PART_MIRROR[parts], parts)
+    free = ~inside
     for part, beyond in ((3, 12), (4, 9), (14, 1)):
         own = np.bincount(island[(parts == part) & ~inside]).argmax()
         parts[(parts == part) & (island != own) & ~inside] = beyond
         parts[island == own] = part
+        free &= island != own
     parts[inside] = HEAD
-    parts = _tidy(faces, parts, ~inside)
+    parts = _tidy(faces, parts, free)
     charts = _charts(points, joints, faces, parts, inside)
     return np.r_[parts, PART_MIRROR[parts]], np.r_[charts, CHART_MIRROR[charts]]
 
@@ -92,7 +92,7 @@ def _charts(
     for part, chart in WHOLE.items():
         charts[parts == part] = chart
     charts[inside] = 0
-    return _tidy(faces, charts, charts > 0)
+    return _tidy(faces, charts, ~inside & ~np.isin(parts, list(WHOLE)))
 
 
 def components(faces: np.ndarray) -> np.ndarray:
