@@ -28,9 +28,21 @@ FITKIT_TRACEBACK=1 shows where an error comes from.
 """
 _COMMANDS = """\
 commands:
-  fit PHOTO...  fit the people in photos; see `fitkit fit --help`
-  doctor        what is installed, what works, and what to do about the rest
+  fit PHOTO...           fit the people in photos; see `fitkit fit --help`
+  texture PHOTO TEXTURE  put a texture on the people of a photo; see `fitkit texture --help`
+  doctor                 what is installed, what works, and what to do about the rest
 """
+_ATLAS = """\
+The texture is a picture of four columns and six rows of square tiles (800 x 1200 pixels, or any size of that form), a
+tile for each of DensePose's 24 charts; --template writes one to draw on. What is transparent in it shows the photo.
+
+examples:
+  fitkit texture --template suit.png
+  fitkit texture photo.jpg suit.png --out dressed.png --people largest
+
+exit status: 0 done; 1 nobody found, a person failed or the photo could not be read; 2 wrong use; 130 interrupted.
+"""
+COMMANDS = ("fit", "texture", "doctor")
 
 
 class UsageError(Exception):
@@ -50,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(command: str, arguments: list[str]) -> argparse.Namespace:
-    """The options of `fit` or `doctor`.
+    """The options of a command, one of `COMMANDS`.
 
     Raises:
         UsageError: an option or value that is not known.
@@ -58,13 +70,37 @@ def parse(command: str, arguments: list[str]) -> argparse.Namespace:
     """
     if command == "doctor":
         return _doctor_parser().parse_args(arguments)
-    # Everything behind a bare -- is a photo, even a name like -x.png; argparse loses that when it intermixes.
-    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if command == "texture":
+        return _parse_texture(arguments)
     parser = _fit_parser()
-    options = parser.parse_intermixed_args(_several_boxes(arguments[:end]))
-    options.photos += arguments[end + 1 :]
+    options = _parse_anywhere(parser, "photos", arguments)
     if not options.photos:
         parser.error("expected at least one PHOTO")
+    return options
+
+
+def _parse_texture(arguments: list[str]) -> argparse.Namespace:
+    parser = _texture_parser()
+    options = _parse_anywhere(parser, "files", arguments)
+    if options.template is not None:
+        others = {name: value for name, value in vars(options).items() if name not in ("template", "files")}
+        if options.files or any(value != parser.get_default(name) for name, value in others.items()):
+            parser.error("--template FILE was given with more, expected it alone")
+        return options
+    if len(options.files) != 2:
+        given = " ".join(options.files) or "no file"
+        parser.error(f"{given} was given, expected PHOTO TEXTURE, or --template FILE")
+    options.photos, options.texture = options.files[:1], options.files[1]
+    if not 0 <= options.opacity <= 1:
+        parser.error(f"--opacity {options.opacity:g}: expected 0 to 1")
+    return options
+
+
+def _parse_anywhere(parser: Parser, files: str, arguments: list[str]) -> argparse.Namespace:
+    """Files before and behind the options; everything behind a bare -- is a file, even a name like -x.png."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_intermixed_args(_several_boxes(arguments[:end]))
+    getattr(options, files).extend(arguments[end + 1 :])  # argparse loses them when it intermixes
     return options
 
 
@@ -83,16 +119,16 @@ def parse_without_command(arguments: list[str]) -> NoReturn:
         epilog=_COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        usage="fitkit [-h] [--version] {fit,doctor} ...",
+        usage="fitkit [-h] [--version] {fit,texture,doctor} ...",
     )
     parser.add_argument("--version", action="version", version=f"fitkit {__version__}")
     _, rest = parser.parse_known_args(arguments)
     if not rest:
-        parser.error("no command was given, expected fit or doctor")
+        parser.error("no command was given, expected fit, texture or doctor")
     if rest[0].startswith("-"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     meant = f"; did you mean: fitkit fit {rest[0]}" if Path(rest[0]).is_file() else ""
-    raise UsageError(f"unknown command {rest[0]!r}, expected fit or doctor{meant}")
+    raise UsageError(f"unknown command {rest[0]!r}, expected fit, texture or doctor{meant}")
 
 
 def _doctor_parser() -> Parser:
@@ -107,9 +143,6 @@ def _doctor_parser() -> Parser:
 
 
 def _fit_parser() -> Parser:
-    from fitkit.keypoints import set_names
-    from fitkit.registry import solver_names
-
     parser = Parser(
         "fitkit fit",
         description="Fit 3D bodies to the people in photos; writes pictures, meshes, parameters and a report.",
@@ -119,18 +152,49 @@ def _fit_parser() -> Parser:
         usage="fitkit fit PHOTO [PHOTO ...] [options]",
     )
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, TIFF ...")
+    out = "folder for the files, made if missing; each of several photos gets its own in it (default: %(default)s)"
+    parser.add_argument("--out", help=out, metavar="DIR", default="fitkit-out")
+    _add_fitting(parser)
+    body = "your file of SMPL, SMPL+H or SMPL-X (default: the embedded open body)"
+    parser.add_argument("--body", help=body, metavar="FILE")
+    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
+    parser.add_argument("--jumps", help=jumps, action="store_true")
+    return parser
+
+
+def _texture_parser() -> Parser:
+    parser = Parser(
+        "fitkit texture",
+        description="Fit the people in a photo, and put a texture on them.",
+        epilog=_ATLAS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="fitkit texture PHOTO TEXTURE [options]\n       fitkit texture --template FILE",
+    )
+    files = "the photo (JPEG, PNG, WebP, TIFF ...), and the texture (likewise)"
+    parser.add_argument("files", nargs="*", metavar="PHOTO TEXTURE", help=files)
+    parser.add_argument("--template", help="write a texture to draw on to this PNG file", metavar="FILE")
+    out = "the picture, a PNG file (default: %(default)s)"
+    parser.add_argument("--out", help=out, metavar="FILE", default="fitkit-texture.png")
+    opacity = "of the texture, 0 to 1 (default: %(default)g)"
+    parser.add_argument("--opacity", help=opacity, metavar="PART", type=_number, default=1.0)
+    shade = "keep the texture's own colours, without the light and shadow of the photo"
+    parser.add_argument("--no-shade", help=shade, action="store_true")
+    _add_fitting(parser)
+    parser.set_defaults(body=None, jumps=False)
+    return parser
+
+
+def _add_fitting(parser: Parser) -> None:
+    """The options that say whom to fit, to what, with what."""
+    from fitkit.keypoints import set_names
+    from fitkit.registry import solver_names
 
     def add(name: str, text: str, metavar: str | tuple[str, ...], **options: object) -> None:
         parser.add_argument(name, help=text, metavar=metavar, **options)  # type: ignore[arg-type]
 
-    out = "folder for the files, made if missing; each of several photos gets its own in it (default: %(default)s)"
-    add("--out", out, "DIR", default="fitkit-out")
-    add(
-        "--solver",
-        f"{', '.join(solver_names())}, or a chain such as lm+lbfgs (default: %(default)s)",
-        "NAME",
-        default="lm",
-    )
+    solver = f"{', '.join(solver_names())}, or a chain such as lm+lbfgs (default: %(default)s)"
+    add("--solver", solver, "NAME", default="lm")
     who = "all, largest, or the number of one person, largest first from 0 (default: %(default)s)"
     add("--people", who, "WHO", default="all", type=_people)
     box = "a person to look at, corner and size in pixels, instead of searching the photo; repeatable"
@@ -141,11 +205,7 @@ def _fit_parser() -> Parser:
     focal = "focal length in pixels (default: the camera's note in the file, else the photo's longer side)"
     add("--focal", focal, "PIXELS", type=_number)
     add("--intrinsics", "calibrated camera, pixels", ("FX", "FY", "CX", "CY"), nargs=4, type=_number)
-    add("--body", "your file of SMPL, SMPL+H or SMPL-X (default: the embedded open body)", "FILE")
-    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
-    parser.add_argument("--jumps", help=jumps, action="store_true")
     add("--device", "cpu, cuda or cuda:N (default: %(default)s)", "NAME", default="cpu")
-    return parser
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The command line: `fitkit fit PHOTO...` and `fitkit doctor`."""
+"""The command line: `fitkit fit PHOTO...`, `fitkit texture PHOTO TEXTURE` and `fitkit doctor`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fitkit._arguments import People, UsageError, parse, parse_without_command
+from fitkit._arguments import COMMANDS, People, UsageError, parse, parse_without_command
 from fitkit._summary import complain, progress, say, stdout, summarise
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fitkit.camera import Camera
     from fitkit.keypoints import Keypoints
     from fitkit.observe import Photo
+    from fitkit.result import FitResult
     from fitkit.solver import Chain, Solver
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in ("fit", "doctor"):
-            options = parse(arguments[0], arguments[1:])
-            return fit_photos(options) if arguments[0] == "fit" else run_doctor(options)
+        if arguments and arguments[0] in COMMANDS:
+            run = {"fit": fit_photos, "texture": texture_photo, "doctor": run_doctor}[arguments[0]]
+            return run(parse(arguments[0], arguments[1:]))
         parse_without_command(arguments)
     except SystemExit as leaving:  # argparse, after --help and --version
         return leaving.code if isinstance(leaving.code, int) else DONE
@@ -105,6 +106,51 @@ def fit_photos(options: argparse.Namespace) -> int:
     return max(codes)
 
 
+def texture_photo(options: argparse.Namespace) -> int:
+    """`fitkit texture`."""
+    from fitkit.body import open_body
+    from fitkit.body.charts import Charts
+    from fitkit.files import atomic_write
+    from fitkit.observe import load_image
+    from fitkit.show.texture import atlas_template, paint_texture
+
+    out = Path(options.out if options.template is None else options.template)
+    _check_picture("--out" if options.template is None else "--template", out)
+    if options.template is not None:
+        atomic_write(out, _png(atlas_template(open_body())))
+        say(f"{out}: draw on it, then: fitkit texture PHOTO {out}")
+        return DONE
+    job, began = _prepare(options), time.perf_counter()
+    if job.device == "cpu":
+        _use_one_thread()
+    atlas, path = _read_texture(options.texture), options.photos[0]
+    try:
+        with progress(Path(path).name) as on_step:
+            photo = load_image(path)
+            result = job.fit(path, photo, on_step)
+            bodies, camera = result[result.ok], result.observation.camera
+            if len(bodies):
+                on_step(0, "painting")
+                surface, charts = bodies.vertices().cpu(), Charts.of(result.body)
+                focal, center = camera.focal.cpu(), camera.center.cpu()
+                picture = paint_texture(
+                    photo.pixels,
+                    *(surface, charts, focal, center, atlas),
+                    opacity=options.opacity,
+                    shade=not options.no_shade,
+                )
+                atomic_write(out, _png(picture))
+    except UsageError:
+        raise
+    except Exception as error:
+        complain(_in_words(error, path))
+        return FAILED
+    if len(bodies):
+        people = f"{len(bodies)} {'person' if len(bodies) == 1 else 'people'}"
+        say(f"{path}: {people} in {options.texture}, {time.perf_counter() - began:.1f} s; {out}")
+    return _judge(path, result, job)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What holds for all photos, checked before the first is read."""
@@ -120,6 +166,23 @@ class _Job:
     intrinsics: tuple[float, float, float, float] | None
     device: str
     several: bool
+
+    def fit(self, path: str, photo: Photo, on_step: Callable[[int, str], None]) -> FitResult:
+        """The people of a photo."""
+        from fitkit.api import fit
+
+        return fit(
+            photo,
+            solver=self.solver,
+            jumps=self.jumps,
+            body=self.body,
+            people=self.people,
+            boxes=self.boxes_in(photo),
+            keypoints=self.keypoints_of(path),
+            camera=self.camera(photo),
+            device=self.device,
+            on_step=on_step,
+        )
 
     def camera(self, photo: Photo) -> Camera | None:
         """The camera that the options describe, for a photo of this size."""
@@ -237,6 +300,48 @@ def _use_one_thread() -> None:
         torch.set_num_threads(1)
 
 
+def _check_picture(option: str, out: Path) -> None:
+    """A file that can be written, with the suffix of what will be in it."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{option} {out}: expected a name that ends in .png")
+    if out.is_dir():
+        raise UsageError(f"{option}: {out} is a folder, expected a file")
+    if not out.parent.is_dir():
+        raise UsageError(f"{option} {out}: no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {out}: folder {out.parent} cannot be written to")
+
+
+def _read_texture(path: str) -> np.ndarray:
+    """The picture with its transparency, known to be an atlas."""
+    from PIL import Image
+
+    from fitkit.show.texture import tiles
+
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # Pillow would clip them
+                raise ValueError(f"pixels of kind {image.mode}, expected 8 bits a channel")
+            atlas = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        tiles(atlas)
+    except ValueError as error:
+        raise UsageError(f"texture {path}: {error}") from error
+    except Exception as error:  # of a damaged file: OSError, SyntaxError, struct.error, zlib.error ...
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"texture {path} cannot be read: {reason}") from error
+    return atlas
+
+
+def _png(picture: np.ndarray) -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    return content.getvalue()
+
+
 def _check_output(out: Path) -> None:
     from fitkit.files import output_folder
 
@@ -265,25 +370,12 @@ def _folders(out: Path, photos: Sequence[str]) -> list[Path]:
 
 def _fit_one(job: _Job, path: str, folder: Path, label: str) -> int:
     """Fit, save and report one photo; returns its exit status."""
-    from fitkit.api import fit
     from fitkit.observe import load_image
 
     began = time.perf_counter()
     try:
         with progress(label) as on_step:
-            photo = load_image(path)
-            result = fit(
-                photo,
-                solver=job.solver,
-                jumps=job.jumps,
-                body=job.body,
-                people=job.people,
-                boxes=job.boxes_in(photo),
-                keypoints=job.keypoints_of(path),
-                camera=job.camera(photo),
-                device=job.device,
-                on_step=on_step,
-            )
+            result = job.fit(path, load_image(path), on_step)
             on_step(0, "saving")
             result.save(folder)
     except UsageError as error:
@@ -293,6 +385,11 @@ def _fit_one(job: _Job, path: str, folder: Path, label: str) -> int:
         complain(_in_words(error, path))
         return FAILED
     summarise(path, result, folder, time.perf_counter() - began)
+    return _judge(path, result, job)
+
+
+def _judge(path: str, result: FitResult, job: _Job) -> int:
+    """The exit status of one photo's fit; complains about whoever failed, or about nobody."""
     failed = [f"person {i}: {status.message}" for i, status in enumerate(result.status) if status.failed]
     if failed:
         complain(f"{path}: {'; '.join(failed)}")

@@ -18,6 +18,7 @@ from PIL import Image
 
 import fitkit.api
 import fitkit.doctor
+from fitkit.camera import Camera
 from fitkit.cli import main
 from fitkit.keypoints import Keypoints
 from fitkit.observe import DetectorUnavailable, Photo
@@ -230,6 +231,17 @@ def test_traceback_on_request(
         ("fit a.png --keypoint-set coco17", "without --keypoints"),
         ("fit a.png --keypoints a.png --keypoint-set nine", "'nine'"),
         ("fit a.png --keypoints a.png --box 1 2 3 4", "both given"),
+        ("texture", "no file was given, expected PHOTO TEXTURE"),
+        ("texture a.png", "a.png was given, expected PHOTO TEXTURE"),
+        ("texture a.png b.png", "texture b.png: atlas is 100 x 80.*four columns and six rows"),
+        ("texture a.png gone.png", "texture gone.png cannot be read: No such file"),
+        ("texture a.png b.png --opacity 2", "--opacity 2: expected 0 to 1"),
+        ("texture a.png b.png --out x.jpg", "ends in .png"),
+        ("texture a.png b.png --out gone/x.png", "no folder gone"),
+        ("texture a.png b.png --body a.npz", "unrecognized arguments: --body"),
+        ("texture a.png --template x.png", "alone"),
+        ("texture --template x.png --no-shade", "alone"),
+        ("texture --template sub", "ends in .png"),
     ],
 )
 def test_wrong_use(fake: FakeFit, capsys: pytest.CaptureFixture[str], line: str, message: str) -> None:
@@ -243,6 +255,75 @@ def test_wrong_use(fake: FakeFit, capsys: pytest.CaptureFixture[str], line: str,
     assert err.count("\n") == 1
     assert re.search(message, err)
     assert not Path("fitkit-out").exists()
+
+
+@pytest.fixture
+def dressed(fake: FakeFit) -> FakeFit:
+    """A fake `fit` and a texture, red all over; the first person stands large in the middle of the photo."""
+    Image.new("RGB", (40, 60), (255, 0, 0)).save("red.png")
+    Image.new("RGBA", (40, 60), (255, 0, 0, 0)).save("glass.png")
+    camera = Camera.from_size(*SIZE).to(torch.float64)
+    state = replace(fake.answer.state, transl=torch.tensor([[0, 0, 2.0], [0, 0, -5.0]], dtype=torch.float64))
+    seen = replace(fake.answer.observation, camera=camera.expand(2))
+    fake.answer = replace(fake.answer, state=state, observation=seen)
+    return fake
+
+
+def test_texture(dressed: FakeFit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["texture", "a.png", "red.png"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("a.png: 2 people in red.png, ")
+    assert out.endswith(" s; fitkit-texture.png\n")
+    with Image.open("fitkit-texture.png") as image:
+        assert (image.size, image.mode) == (SIZE, "RGB")
+        drawn = np.asarray(image)
+    assert drawn[40, 50, 0] > 60
+    assert not drawn[..., 1:].any()
+    line = "texture --no-shade red.png --out x.png --opacity 0.5 --people 1 --solver lbfgs --focal 120"
+    assert main([*line.split()[:1], "a.png", *line.split()[1:]]) == 0
+    assert (np.asarray(Image.open("x.png"))[40, 50] == [128, 0, 0]).all()
+    call = dressed.calls[1]
+    assert (call["people"], call["solver"].name, call["body"], call["jumps"]) == (1, "lbfgs", None, False)
+    assert call["camera"].focal.tolist() == [[120, 120]]
+    assert main(["texture", "a.png", "glass.png", "--out", "x.png"]) == 0
+    assert not np.asarray(Image.open("x.png")).any()
+
+
+def test_texture_of_nobody_and_of_failed_people(dressed: FakeFit, capsys: pytest.CaptureFixture[str]) -> None:
+    dressed.by_name["a.png"] = dressed.answer[[]]
+    dressed.by_name["b.png"] = replace(dressed.answer, status=(Outcome.CONVERGED, Outcome.NOT_ENOUGH_SEEN))
+    assert main(["texture", "a.png", "red.png"]) == 1
+    assert "a.png: nobody found; try --box" in capsys.readouterr().err
+    assert main(["texture", "gone.png", "red.png"]) == 1
+    assert "gone.png" in capsys.readouterr().err
+    assert not Path("fitkit-texture.png").exists()
+    assert main(["texture", "b.png", "red.png"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("b.png: 1 person in red.png")
+    assert err == "fitkit: error: b.png: person 1: failed: fewer than 4 keypoints were seen\n"
+    assert Path("fitkit-texture.png").is_file()
+
+
+def test_damaged_textures(dressed: FakeFit, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("half.png").write_bytes(Path("red.png").read_bytes()[:60])
+    Image.fromarray(np.full((60, 40), 30000, np.uint16)).save("deep.png")
+    for name, message in (("half.png", "cannot be read"), ("deep.png", "8 bits"), ("sub", "Is a directory")):
+        assert main(["texture", "a.png", name]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert name in err
+        assert message in err or name == "sub"  # systems say that in words of their own
+    assert dressed.calls == []
+
+
+def test_template(dressed: FakeFit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["texture", "--template", "suit.png"]) == 0
+    assert capsys.readouterr().out.startswith("suit.png: draw on it")
+    assert dressed.calls == []
+    with Image.open("suit.png") as image:
+        assert image.size == (800, 1200)
+    assert main(["texture", "a.png", "suit.png"]) == 0
 
 
 def test_photos_anywhere_and_odd_names(fake: FakeFit, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +348,7 @@ def test_photos_anywhere_and_odd_names(fake: FakeFit, capsys: pytest.CaptureFixt
     assert "[red]ä.png: 2 people" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["texture"], ["doctor"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     out = capsys.readouterr().out

@@ -7,13 +7,16 @@ from fitkit.show.overlay import draw_keypoints, overlay
 from fitkit.show.plots import trace_plot, write_trace_table
 from fitkit.show.report import write_report
 from fitkit.show.result import save_result, show_result, to_json
+from fitkit.show.texture import atlas_template, paint_texture
 from fitkit.show.views import side_view
 
 __all__ = [
+    "atlas_template",
     "atomic_write",
     "draw_keypoints",
     "output_folder",
     "overlay",
+    "paint_texture",
     "person_colors",
     "plain",
     "save_result",

@@ -40,7 +40,7 @@ def shade(
         `(height, width, 4)` float32: colour 0..255 already multiplied by coverage, and coverage 0..1.
     """
     picture = np.zeros((height, width, 4), np.float32)
-    left, top, right, bottom = _window(bodies, focal, center, width, height)
+    left, top, right, bottom = window(bodies, focal, center, width, height)
     if left >= right or top >= bottom:
         return picture
     columns, rows = (right - left) * _SAMPLES, (bottom - top) * _SAMPLES
@@ -77,7 +77,7 @@ def _light(
     return lit.clip(0, 255)
 
 
-def _window(
+def window(
     bodies: FloatArray, focal: FloatArray, center: FloatArray, width: int, height: int
 ) -> tuple[int, int, int, int]:
     """The part of the picture that the bodies can reach: left, top, right, bottom (pixels, end exclusive)."""
