@@ -142,7 +142,9 @@ class Turns(Objective):
         assert obs.turns is not None  # checked by Problem: `requires`
         return Residual((pred.body_pose - obs.turns).flatten(2) / math.sqrt(2), obs.precision)
 
-    def closed_normal(self, pred: Prediction, residual: Residual) -> tuple[Tensor, Tensor] | None:
+    def closed_normal(
+        self, pred: Prediction, obs: Observation, residual: Residual
+    ) -> tuple[Tensor, Tensor] | None:
         """Joint by joint; the curvature of a chord is that of its angle, the same about every axis."""
         if self.kernel is not None or residual.weight is None:
             return None

@@ -51,29 +51,39 @@ def default_objective(observation: Observation | None = None) -> Sum:
     return objective
 
 
-def default_stages(steps: int, jumps: bool = False) -> tuple[Stage, ...]:
+def default_stages(steps: int, jumps: bool = False, dense: bool = False) -> tuple[Stage, ...]:
     """The schedule of a gradient-based fit from several starts: place, shape coarsely, choose, refine.
 
     Args:
-        steps: of the last stage; the others take their share of it.
+        steps: of the stage that refines; the others take their share of it.
         jumps: whether every limb is tried the other way in depth as well (`fitkit.jumps`), and the winner is the
             answer that holds the most probability instead of the lowest energy.
+        dense: whether the objective has terms that need the whole surface (masks, rendered pictures). They cost more
+            than all others together and reach less far, so they only choose among starts that the others have
+            refined, and refine the one that is left.
     """
-    seen = ("keypoints_2d", "keypoints_3d", "directions")
+    seen = ("keypoints_2d", "keypoints_3d", "directions", "iuv", "surface")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
+    few, half = max(5, steps // 6), max(8, steps // 2)
     begin = (
         Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
         Stage(
-            max(8, steps // 4), weights=strong, widen=3.0, keep=1 if jumps else 2, hinted=True, name="coarse"
+            max(8, steps // 4),
+            weights=strong,
+            widen=3.0,
+            dense=False,
+            keep=1 if jumps else 2,
+            hinted=True,
+            name="coarse",
         ),
     )
-    if not jumps:
-        return (*begin, Stage(steps, name="fine"))
-    return (
-        *begin,
-        Stage(max(5, steps // 6), branch=_other_limbs, keep=2, rank=evidence, name="jumps"),
-        Stage(steps, keep=1, rank=evidence, name="fine"),
-    )
+    if jumps:
+        other = Stage(few, dense=False, branch=_other_limbs, keep=2, rank=evidence, name="jumps")
+        fine = Stage(steps, dense=False, keep=1, rank=evidence, name="fine")
+        refine: tuple[Stage, ...] = (other, fine)
+    else:
+        refine = (Stage(steps, dense=False, keep=1 if dense else None, name="fine"),)
+    return (*begin, *refine, Stage(half, name="dense")) if dense else (*begin, *refine)
 
 
 def _other_limbs(problem: Problem, state: State) -> State:
@@ -157,15 +167,15 @@ def fit(
         return _nobody(model, observation, objective, chosen.name, str(name))
     problem = Problem(model, observation, objective, bounds=bounds or {})
     first = chosen.solvers[0] if isinstance(chosen, Chain) else chosen
+    schedule = default_stages(first.max_steps, jumps, any(term.dense for term in objective.terms()))
     if start is not None:
         given, count, hint, kinds = _given(start, model, len(observation)), 1, None, None
-        whole = default_stages(first.max_steps, jumps)
-        stages = stages or (whole[2:] if jumps else whole[-1:])
+        stages = stages or schedule[2:]
     else:
         starts = make_starts(model, observation, _start_pose(model))
         given, count, hint, kinds = starts.state, starts.count, starts.hint, starts.kinds
         own = () if jumps else first.stages
-        stages = stages or own or default_stages(first.max_steps, jumps)
+        stages = stages or own or schedule
     solution = solve(problem, chosen, given, stages, count, hint, kinds, on_step, max_seconds)
     return FitResult(
         state=solution.state,

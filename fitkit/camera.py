@@ -99,6 +99,15 @@ class Camera(Rows):
         depth = points[..., 2:].clamp_min(0.05)
         return points[..., :2] / depth * self.focal[:, None] + self.center[:, None]
 
+    def project_jacobian(
+        self, points: Float[Tensor, "B N 3"], jacobian: Float[Tensor, "B N 3 D"]
+    ) -> Float[Tensor, "B N 2 D"]:
+        """Derivative of `project(points)`, from that of the points."""
+        depth = points[..., 2:].clamp_min(0.05)
+        flat = points[..., :2] / depth * (points[..., 2:] > 0.05)
+        moved = jacobian[:, :, :2] - flat[..., None] * jacobian[:, :, 2:]
+        return moved * (self.focal[:, None] / depth)[..., None]
+
     def crop(self, box: Float[Tensor, "B 4"], width: int, height: int) -> Camera:
         """The intrinsics of a crop resized to `width` x `height` (HUND, eq. 1).
 

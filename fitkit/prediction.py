@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fitkit.body.kinematics import PointSet, Posed
 from fitkit.body.model import BodyModel
+from fitkit.body.surface import Skin
 from fitkit.camera import Camera
 from fitkit.state import State
 
@@ -95,6 +96,18 @@ class Prediction:
         """The full surface, metres, camera frame. Expensive: keypoint objectives do not need it."""
         return self.body.vertices(self.state)
 
+    def skin(self, vertex: Int[Tensor, "B N K"], share: Float[Tensor, "B N K"]) -> Skin:
+        """What moves points that hang on K vertices each; depends on no pose, so it may be kept."""
+        return self.body.skin(vertex, share, self.posed.transforms.shape[1])
+
+    def vertex_skin(self, vertex: Int[Tensor, "B N"]) -> Skin:
+        """What moves these vertices."""
+        return self.skin(vertex[..., None], torch.ones_like(vertex[..., None], dtype=self.body.dtype))
+
+    def surface(self, skin: Skin) -> Float[Tensor, "B N 3"]:
+        """Points of the surface, metres, camera frame; costs the points, not the mesh."""
+        return skin.positions(self.posed)
+
     # -- derivatives -----------------------------------------------------------------------------------------
 
     @property
@@ -122,24 +135,35 @@ class Prediction:
             self._linearize(name)
         return self._jacobians[name]
 
+    def surface_jacobian(self, skin: Skin) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 3 D"]]:
+        """`surface`, and its derivative with respect to a right perturbation of the state."""
+        place, rotate, spread = skin.jacobian(self.posed)
+        eye = torch.eye(3, dtype=place.dtype, device=place.device)
+        return place, self._columns(rotate, spread, eye.expand(*place.shape, 3))
+
     def _points(self, name: str) -> PointSet:
         return self.body.points(name, self.posed.transforms.shape[1])
 
     def _linearize(self, name: str) -> None:
         points = self._points(name)
-        posed, state = self.posed, self.state
-        parts = self.body.articulated(state)
-        moving = [part for part in parts if part in self.blocks]
-        # In SMPL-X's order the root and the body come first: nothing below the last joint that moves is needed.
-        joints = sum(self.body.layout[part] for part in parts[: parts.index(moving[-1]) + 1]) if moving else 0
         shaped = "betas" in self.blocks or "expression" in self.blocks
-        self._positions[name], rotate, spread, move = points.jacobian(posed, joints, shaped)
-        columns = {"transl": move}
-        start = 0
-        for part in parts:
+        joints = self._turning()
+        self._positions[name], rotate, spread, move = points.jacobian(self.posed, joints, shaped)
+        self._jacobians[name] = self._columns(rotate, spread, move)
+
+    def _turning(self) -> int:
+        """Joints up to the last that moves: in SMPL-X's order the root and the body come first."""
+        parts = self.body.articulated(self.state)
+        moving = [part for part in parts if part in self.blocks]
+        return sum(self.body.layout[part] for part in parts[: parts.index(moving[-1]) + 1]) if moving else 0
+
+    def _columns(self, rotate: Tensor, spread: Tensor | None, move: Tensor) -> Tensor:
+        """Derivatives `(B, N, 3, ...)` in the order of the blocks."""
+        columns, start = {"transl": move}, 0
+        for part in self.body.articulated(self.state):
             stop = start + 3 * self.body.layout[part]
             columns[part], start = rotate[..., start:stop], stop
         if spread is not None:
-            columns["betas"] = spread[..., : state.betas.shape[1]]
+            columns["betas"] = spread[..., : self.state.betas.shape[1]]
             columns["expression"] = spread[..., self.body.num_betas :]
-        self._jacobians[name] = torch.cat([columns[block] for block in self.blocks], -1)
+        return torch.cat([columns[block] for block in self.blocks], -1)

@@ -96,6 +96,7 @@ class Problem:
         widen: float | None = 1.0,
         only: Sequence[str] | None = None,
         coordinates: Chart | None = None,
+        dense: bool = True,
     ) -> Problem:
         """The same problem in one stage of a schedule.
 
@@ -103,18 +104,20 @@ class Problem:
             free: blocks that may move; None keeps those of the problem.
             weights: factors on terms by name; names that are not there are passed over, so that one schedule
                 serves many objectives.
-            widen: factor on the width of every robust kernel; None for plain least squares.
+            widen: factor on the reach of every term (robust kernels, softness of renderings); None for plain least
+                squares.
             only: names of the terms that count, where there are any of them; None for all.
             coordinates: None keeps those of the problem.
+            dense: whether terms count that need the whole surface, where there are others.
         """
         terms = self.objective.terms()
+        if not dense:
+            terms = tuple(term for term in terms if not term.dense) or terms
         chosen = [term for term in terms if only is None or term.name in only] or list(terms)
         result: Objective | None = None
         for term in chosen:
             factor = (weights or {}).get(term.name, 1.0)
-            changed = term if factor == 1.0 else factor * term
-            if changed.kernel is not None and widen != 1.0:
-                changed = changed.robust(None if widen is None else changed.kernel.widened(widen))
+            changed = (term if factor == 1.0 else factor * term).widened(widen)
             result = changed if result is None else result + changed
         assert result is not None
         return replace(
@@ -238,7 +241,7 @@ class Problem:
     def _normal(
         self, term: Objective, pred: Prediction, residual: Residual, triggs: bool
     ) -> tuple[Tensor, Tensor]:
-        closed = term.closed_normal(pred, residual)
+        closed = term.closed_normal(pred, self.observation, residual)
         if closed is not None:
             return closed
         jacobian = term.jacobian(pred, self.observation)
@@ -374,6 +377,8 @@ def _pull(rows: Tensor, x: Tensor) -> Tensor:
         return x.new_zeros(*rows.shape, x.shape[1])
     picks = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     picks = picks[:, None].expand(-1, len(rows), -1)
+    if rows.shape[1] == 1:  # one pass needs no batching, which not every operation allows
+        return torch.autograd.grad(rows, x, picks[0])[0][:, None]
     try:
         (jacobian,) = torch.autograd.grad(rows, x, picks, is_grads_batched=True, retain_graph=True)
     except RuntimeError:

@@ -164,7 +164,7 @@ class _Crowd:
         if stage.hinted and self.hint is not None:
             seen = replace(seen, observation=self.hint.select(self.lanes))
         coordinates = stage.coordinates or self.problem.coordinates or solver.coordinates
-        part = seen.staged(stage.free, stage.weights, stage.widen, stage.only, coordinates)
+        part = seen.staged(stage.free, stage.weights, stage.widen, stage.only, coordinates, stage.dense)
         self.state, self.outcome = _run(
             part, solver, self.state, stage, self.recorder, self.lanes, on_step, limit
         )

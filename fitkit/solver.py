@@ -177,6 +177,7 @@ class Stage:
         coordinates: chart to move in; None for the problem's or the solver's own.
         widen: factor on the width of robust kernels; None for plain least squares.
         only: names of the terms that count; None for all.
+        dense: whether terms count that need the whole surface (masks, rendered pictures).
         branch: makes K starts of every start before the stage, those of one start side by side (such as
             `fitkit.jumps.kinematic_jumps`): `(problem, state (B)) -> state (B * K)`.
         keep: how many of a person's starts go on to the next stage, best first; None for all.
@@ -194,6 +195,7 @@ class Stage:
     coordinates: Chart | None = None
     widen: float | None = 1.0
     only: tuple[str, ...] | None = None
+    dense: bool = True
     branch: Callable[[Problem, State], State] | None = None
     keep: int | None = None
     keep_of_each: int | None = None

@@ -63,7 +63,9 @@ class JointLimits(Objective):
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         return Residual((self._excess(pred) / self.sigma).flatten(1)[..., None])
 
-    def closed_normal(self, pred: Prediction, residual: Residual) -> tuple[Tensor, Tensor] | None:
+    def closed_normal(
+        self, pred: Prediction, obs: Observation, residual: Residual
+    ) -> tuple[Tensor, Tensor] | None:
         """One 3 x 3 block per joint; the rows of a joint read no other."""
         if self.kernel is not None:
             return None

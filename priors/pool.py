@@ -42,10 +42,12 @@ class PooledPrior(Objective):
         rows = [math.sqrt(prior.weight) * prior.residual(pred, obs).rows for prior in self.priors]
         return Residual(torch.cat(rows, 1))
 
-    def closed_normal(self, pred: Prediction, residual: Residual) -> tuple[Tensor, Tensor] | None:
+    def closed_normal(
+        self, pred: Prediction, obs: Observation, residual: Residual
+    ) -> tuple[Tensor, Tensor] | None:
         if self.kernel is not None:
             return None
-        each = [prior.closed_normal(pred, residual) for prior in self.priors]
+        each = [prior.closed_normal(pred, obs, residual) for prior in self.priors]
         parts = [part for part in each if part is not None]
         if len(parts) < len(each):
             return None

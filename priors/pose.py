@@ -96,7 +96,9 @@ class PosePrior(Objective):
         pose = self._pose(pred)
         return Residual(self._like(pose).rows(self._numbers(pose))[..., None])
 
-    def closed_normal(self, pred: Prediction, residual: Residual) -> tuple[Tensor, Tensor] | None:
+    def closed_normal(
+        self, pred: Prediction, obs: Observation, residual: Residual
+    ) -> tuple[Tensor, Tensor] | None:
         """Joint by joint: the numbers of a joint depend on its own turn alone."""
         if self.kernel is not None:
             return None

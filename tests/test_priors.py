@@ -348,7 +348,7 @@ class TestEveryPosePrior:
                 torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
         problem = Problem(body, observation, prior.robust(GMoF(2.0)))
         pred = Prediction(body, state, observation.camera)
-        assert problem.objective.closed_normal(pred, prior.residual(pred, observation)) is None
+        assert problem.objective.closed_normal(pred, observation, prior.residual(pred, observation)) is None
         chart = problem.chart(state)
         value, gradient = problem.value_and_grad(chart.encode(state), chart)
         torch.testing.assert_close(problem.linearize(state).gradient, gradient, rtol=1e-6, atol=1e-6)

@@ -333,7 +333,7 @@ def test_vposer_in_pose_prior(tmp_path: Path, version: str, people: Any, body: A
     assert bool(torch.isfinite(prior.log_prob(state.body_pose)).all())
     assert prior.sample(2).shape == (2, 21, 3, 3)
     assert prior.mean_pose().shape == (21, 3, 3)
-    closed = prior.closed_normal(pred, residual)
+    closed = prior.closed_normal(pred, observation, residual)
     assert closed is not None
     step = torch.zeros(3, 21, 3, dtype=F64, requires_grad=True)
     numbers = geometry.to_6d(state.body_pose @ geometry.exp(step)).flatten(1)

@@ -44,6 +44,7 @@ class Objective(ABC):
         requires: parts of the Observation that it reads.
         reads_all: whether it may read parts of the Observation that `requires` does not name.
         block: the one block of the State that it reads, where there is only one: derivatives are in its columns.
+        dense: whether it needs the whole surface: schedules leave such a term to their last stage.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Objective(ABC):
     requires: frozenset[str] = frozenset()
     reads_all: bool = False
     block: str | None = None
+    dense: bool = False
 
     @abstractmethod
     def residual(self, pred: Prediction, obs: Observation) -> Residual | Tensor:
@@ -86,7 +88,7 @@ class Objective(ABC):
         return gradient, hessian
 
     def closed_normal(
-        self, pred: Prediction, residual: Residual
+        self, pred: Prediction, obs: Observation, residual: Residual
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D D"]] | None:
         """What `normal` gives, where a term knows a shorter way to it than through its Jacobian."""
         return None
@@ -104,6 +106,16 @@ class Objective(ABC):
     def robust(self: O, kernel: Kernel | None) -> O:
         """The same objective with another robust kernel."""
         return self._with(kernel=kernel)
+
+    def widened(self: O, factor: float | None) -> O:
+        """The same objective with a farther reach, for the coarse stages of a schedule.
+
+        Args:
+            factor: on the width of the robust kernel; None for plain least squares.
+        """
+        if self.kernel is None or factor == 1.0:
+            return self
+        return self.robust(None if factor is None else self.kernel.widened(factor))
 
     def _with(self: O, **changes: Any) -> O:
         changed = copy.copy(self)

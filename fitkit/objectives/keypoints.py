@@ -76,13 +76,9 @@ class Keypoints2D(Objective):
     def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B K 2 D"]:
         seen = obs.keypoints
         assert seen is not None
-        jacobian = pred.keypoints_jacobian(seen.set.name)
         points = pred.keypoints(seen.set.name)
-        depth = points[..., 2:].clamp_min(0.05)
-        focal = (obs.camera.focal / self._scale(obs)[:, None])[:, None]
-        flat = points[..., :2] / depth * (points[..., 2:] > 0.05)
-        moved = jacobian[:, :, :2] - flat[..., None] * jacobian[:, :, 2:]
-        return moved * (focal / depth)[..., None]
+        pixels = obs.camera.project_jacobian(points, pred.keypoints_jacobian(seen.set.name))
+        return pixels / self._scale(obs)[:, None, None, None]
 
     def _scale(self, obs: Observation) -> Tensor:
         assert obs.keypoints is not None

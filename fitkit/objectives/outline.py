@@ -1,0 +1,161 @@
+"""The person's mask as distances: the body lies inside, and reaches its outline everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fitkit.body.surface import Skin
+from fitkit.objectives.base import Objective, Residual
+from fitkit.objectives.kernels import GMoF, Kernel
+from fitkit.objectives.view import distance_to, mask_in_view, view_of
+from fitkit.observation import Observation
+from fitkit.prediction import Prediction
+
+# All points of the surface together, and all points of the outline, weigh as much as this many keypoints.
+EFFECTIVE_POINTS = 20.0
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A mask made ready.
+
+    Attributes:
+        distance: `(B, S, S)` from each pixel of the view to the mask, pixels of the photo; of somebody whom
+            the photo cuts off, the mask goes on.
+        box: `(B, 4)` x, y, w, h of the view, pixels of the photo.
+        outline: `(B, Q, 2)` pixels of the photo.
+        there: `(B, Q)` 1 for points of the outline, 0 for padding.
+        extent: `(B, 1, 1)` longer side of the mask, pixels of the photo.
+    """
+
+    distance: Tensor
+    box: Tensor
+    outline: Tensor
+    there: Tensor
+    extent: Tensor
+
+
+class Outline(Objective):
+    """Distances between the body and the outline of the person's mask, which reach as far as it takes.
+
+    Two families of rows, in pixels / (sigma * extent of the mask): how far each of some hundred points of the
+    surface lies outside of the mask, and how far each point of the mask's outline is from the nearest projected
+    vertex. Unlike the soft silhouette (`Silhouette`) they pull from any distance, and they are least squares with an
+    analytic Jacobian. (Both directions of silhouette consistency: Sminchisescu & Telea, "Human pose estimation from
+    silhouettes", WSCG 2002.)
+
+    Args:
+        sigma: noise of the outline, as a fraction of the extent of the mask.
+        kernel: in units of sigma; what lies farther off than that is hair, a bag, a skirt.
+        count: most points of the outline.
+        size: of the window in which the mask is read, pixels; it is 1.4 times as large as the person.
+    """
+
+    name = "outline"
+    requires = frozenset({"mask"})
+    dense = True
+
+    def __init__(
+        self, sigma: float = 0.02, kernel: Kernel | None = GMoF(3.0), count: int = 128, size: int = 96
+    ) -> None:
+        if not sigma > 0:
+            raise ValueError(f"objective {self.name}: sigma is {sigma}, expected a positive number")
+        for name, value in (("count", count), ("size", size)):
+            if not (isinstance(value, int) and value >= 8):
+                raise ValueError(
+                    f"objective {self.name}: {name} is {value}, expected a whole number from 8 on"
+                )
+        self.sigma, self.kernel, self.count, self.size = sigma, kernel, count, size
+
+    def residual(self, pred: Prediction, obs: Observation) -> Residual:
+        field, skin = self._field(obs), self._skin(pred, obs)
+        pixels = obs.camera.project(pred.surface(skin))
+        many = pixels.shape[1] - field.outline.shape[1]
+        distance, _ = _sample(field, pixels[:, :many])
+        outside = torch.stack([distance, torch.zeros_like(distance)], -1)
+        rows = torch.cat([outside, pixels[:, many:] - field.outline], 1) / (self.sigma * field.extent)
+        inside = torch.full_like(distance, EFFECTIVE_POINTS / many) * field.there.amax(1, keepdim=True)
+        reached = field.there * (EFFECTIVE_POINTS / field.there.sum(1, keepdim=True).clamp_min(1))
+        return Residual(rows, torch.cat([inside, reached], 1))
+
+    def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B N 2 D"]:
+        field, skin = self._field(obs), self._skin(pred, obs)
+        points, jacobian = pred.surface_jacobian(skin)
+        moved, pixels = obs.camera.project_jacobian(points, jacobian), obs.camera.project(points)
+        many = pixels.shape[1] - field.outline.shape[1]
+        _, slope = _sample(field, pixels[:, :many])
+        outside = (slope[..., None] * moved[:, :many]).sum(2, keepdim=True)
+        outside = torch.cat([outside, torch.zeros_like(outside)], 2)
+        return torch.cat([outside, moved[:, many:]], 1) / (self.sigma * field.extent)[..., None]
+
+    def _skin(self, pred: Prediction, obs: Observation) -> Skin:
+        """Of the points that must lie inside, then of the vertices nearest to the outline."""
+
+        def find() -> Skin:
+            field, even = self._field(obs), pred.body.anchors
+            # Which vertex is nearest changes in jumps; where it is, is differentiated.
+            nearest = _nearest(obs.camera.project(pred.vertices.detach()), field.outline)
+            return pred.vertex_skin(torch.cat([even.expand(len(nearest), -1), nearest], 1))
+
+        return pred.once(obs.once(("outline", self.size, self.count, "skin"), object), find)
+
+    def _field(self, obs: Observation) -> _Field:
+        return obs.once(("outline", self.size, self.count), lambda: _prepare(obs, self.size, self.count))
+
+
+def _nearest(pixels: Float[Tensor, "B V 2"], outline: Float[Tensor, "B Q 2"]) -> Int[Tensor, "B Q"]:
+    # Differences of float32 pixels are exact enough to choose by, at half the memory.
+    return torch.cdist(outline.float(), pixels.float(), compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
+
+
+def _prepare(obs: Observation, size: int, count: int) -> _Field:
+    view, inside = view_of(obs, size), mask_in_view(obs, size) > 0.5
+    further = mask_in_view(obs, size, beyond=True) > 0.5
+    known = view.known > 0.5
+    unit = view.box[:, 2, None, None] / size
+    distance = distance_to(further).to(unit.dtype) * unit
+    # A pixel of the mask next to one that is surely not: where the photo ends, the person may go on.
+    beside = torch.zeros_like(inside)
+    empty = known & ~inside
+    beside[:, 1:] |= empty[:, :-1]
+    beside[:, :-1] |= empty[:, 1:]
+    beside[:, :, 1:] |= empty[:, :, :-1]
+    beside[:, :, :-1] |= empty[:, :, 1:]
+    border = (inside & beside).flatten(1)
+    step = torch.arange(size, device=unit.device, dtype=unit.dtype)
+    order = ((0.7548776662466927 * step + 0.5698402909980532 * step[:, None]) % 1).reshape(
+        -1
+    )  # as IUVMap.points
+    first = torch.where(border, order, 2 + order).argsort(1)[:, :count]
+    place = torch.stack([first % size, torch.div(first, size, rounding_mode="floor")], -1) + 0.5
+    outline = view.box[:, None, :2] + place * unit
+    there = border.gather(1, first).to(unit.dtype)
+    low = outline.masked_fill(there[..., None] == 0, torch.inf).amin(1)
+    high = outline.masked_fill(there[..., None] == 0, -torch.inf).amax(1)
+    extent = (high - low).amax(1).clamp_min(1)[:, None, None]
+    return _Field(distance, view.box, outline, there, extent)
+
+
+def _sample(field: _Field, pixels: Float[Tensor, "B N 2"]) -> tuple[Float[Tensor, "B N"], Tensor]:
+    """Distance at pixels of the photo, bilinear, and its slope `(B, N, 2)`; beyond the view it goes on growing."""
+    size = field.distance.shape[-1]
+    unit = field.box[:, None, 2:] / size
+    place = (pixels - field.box[:, None, :2]) / unit - 0.5
+    within = place.clamp(0, size - 1)
+    corner = within.detach().floor().clamp_max(size - 2).long()
+    part = within - corner
+    flat = field.distance.flatten(1)
+    index = corner[..., 1] * size + corner[..., 0]
+    a, b, c, d = (flat.gather(1, index + offset) for offset in (0, 1, size, size + 1))
+    x, y = part.unbind(-1)
+    top, bottom = a + (b - a) * x, c + (d - c) * x
+    along = torch.stack([(b - a) * (1 - y) + (d - c) * y, bottom - top], -1) / unit
+    beyond = (place - within) * unit
+    inner = (beyond == 0).to(along.dtype)
+    far = torch.sqrt((beyond * beyond).sum(-1) + 1e-12) - 1e-6
+    slope = along * inner + beyond / (far + 1e-6)[..., None] * (1 - inner)
+    return top + (bottom - top) * y + far, slope
