@@ -1,0 +1,134 @@
+"""What dense observations add to keypoints: masks, parts, IUV and normals of people whose bodies are known.
+
+Poses are motion capture of subjects that no prior has seen, bodies, cameras and keypoint noise those of `solvers.py`;
+the maps are what a perfect network would see at 128 x 128 pixels. MPVPE is of vertices around the pelvis; the shape
+error is the mean distance of the vertices of the two bodies in the T-pose, around the pelvis.
+
+    python benchmarks/dense.py --data DIR --json dense.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import torch
+from _common import Report, data_folder, options, sync
+from _problems import LAYOUT, MOTION, Problems, load_poses, make_problems, objective
+from torch import Tensor
+
+from fitkit.api import default_stages
+from fitkit.body import BodyModel, open_body
+from fitkit.initialise import make_starts
+from fitkit.maps import IUVMap
+from fitkit.metrics import mpjpe, pa_mpjpe
+from fitkit.objectives import IUV, Normals, Objective, Outline, Parts, Silhouette
+from fitkit.priors import default_pose_prior
+from fitkit.problem import Problem
+from fitkit.registry import get_solver
+from fitkit.simulate import simulate_maps
+from fitkit.solve import solve
+from fitkit.state import State
+
+# What is added to the keypoints, and the solver that takes it: rendered terms are no least squares.
+TERMS: dict[str, tuple[tuple[Objective, ...], str]] = {
+    "keypoints": ((), "lm"),
+    "+ outline": ((Outline(),), "lm"),
+    "+ silhouette": ((Silhouette(),), "lm"),
+    "+ parts": ((Parts(),), "lm"),
+    "+ normals": ((Normals(),), "lm"),
+    "+ IUV": ((IUV(),), "lm"),
+    "+ noisy IUV": ((IUV(),), "lm"),
+    "+ IUV + parts": ((IUV(), Parts()), "lm"),
+}
+COUNT, AT_ONCE = 64, 16
+# Noise of a network's U and V (a hundredth of a chart is about 3 mm), and pixels that it puts somewhere else.
+UV_NOISE, WRONG = 0.05, 0.1
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--count", type=int, metavar="N", help=f"people ({COUNT}, quick: 8)")
+    parser.add_argument("--motion", default=MOTION, metavar="FOLDER", help="of the data folder")
+    parser.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), metavar="NAME")
+    given = parser.parse_args()
+    data = data_folder(given.data, LAYOUT)
+    count = given.count or (8 if given.quick else COUNT)
+    body = open_body().to(torch.float64)
+    problems = make_problems(body, load_poses(data / given.motion, count))
+    seen = simulate_maps(body, problems.truth, problems.observation)
+    problems = replace(problems, observation=seen)
+    report = Report("dense observations")
+    fits: dict[str, dict[str, Tensor]] = {}
+    for name in given.terms:
+        terms, solver = TERMS[name]
+        found, seconds = run(body.to(device=given.device), problems, name, terms, solver)
+        fits[name] = errors(body, found.to("cpu"), problems.truth)
+        for measure, values in fits[name].items():
+            report.add_spread("fits", name, measure, values, "mm")
+            if name != "keypoints" and "keypoints" in fits:
+                gain = values - fits["keypoints"][measure]
+                report.add("gain", name, measure, float(gain.mean()), "mm")
+                report.add("gain", name, f"{measure}, +-", float(gain.std() / len(gain) ** 0.5), "mm")
+        report.add("fits", name, "time per person", 1e3 * seconds / count, "ms")
+    report.finish(given.json)
+
+
+def run(
+    body: BodyModel, problems: Problems, name: str, terms: tuple[Objective, ...], solver: str
+) -> tuple[State, float]:
+    """States of everybody, and wall-clock seconds."""
+    total = objective()
+    for term in terms:
+        total = total + term
+    found, began = [], time.perf_counter()
+    for first in range(0, len(problems), AT_ONCE):
+        observation = problems.observation.select(slice(first, first + AT_ONCE)).to(str(body.device))
+        if "noisy" in name:
+            observation = replace(observation, iuv=disturbed(observation.iuv))
+        starts = make_starts(body, observation, default_pose_prior().mean_pose().to(body.device, body.dtype))
+        chosen = get_solver(solver)
+        problem = Problem(body, observation, total)
+        stages = default_stages(30, dense=any(term.dense for term in terms))
+        solution = solve(problem, chosen, starts.state, stages, starts.count, kinds=starts.kinds)
+        found.append(solution.state)
+    sync(body.device)
+    seconds = time.perf_counter() - began
+    from fitkit._select import concatenate
+
+    return concatenate(found), seconds
+
+
+def disturbed(iuv: object) -> IUVMap:
+    """A map as a network errs: U and V off by some noise, a share of the pixels on another chart."""
+    assert isinstance(iuv, IUVMap)
+    draw = torch.Generator().manual_seed(1)
+    noise = UV_NOISE * torch.randn(iuv.uv.shape, generator=draw, dtype=torch.float64).to(iuv.uv)
+    other = torch.randint(1, 25, iuv.chart.shape, generator=draw).to(iuv.chart)
+    wrong = (torch.rand(iuv.chart.shape, generator=draw) < WRONG).to(iuv.chart.device) & (iuv.chart > 0)
+    return replace(iuv, uv=(iuv.uv + noise).clamp(0, 1), chart=torch.where(wrong, other, iuv.chart))
+
+
+def errors(body: BodyModel, state: State, truth: State) -> dict[str, Tensor]:
+    """Millimetres, one per person."""
+    joints, wanted = body.joints(state)[:, :22], body.joints(truth)[:, :22]
+    mine, theirs = body.vertices(state), body.vertices(truth)
+    around = (mine - joints[:, :1]) - (theirs - wanted[:, :1])
+    rest = replace(body.neutral(len(state)), betas=state.betas)
+    rest_truth = replace(body.neutral(len(state)), betas=truth.betas)
+    shape = (body.vertices(rest) - body.joints(rest)[:, :1]) - (
+        body.vertices(rest_truth) - body.joints(rest_truth)[:, :1]
+    )
+    return {
+        "MPJPE": 1e3 * mpjpe(joints, wanted, [0]),
+        "PA-MPJPE": 1e3 * pa_mpjpe(joints, wanted),
+        "MPVPE": 1e3 * around.norm(dim=-1).mean(1),
+        "shape error": 1e3 * shape.norm(dim=-1).mean(1),
+        "depth error": 1e3 * (state.transl - truth.transl)[:, 2].abs(),
+    }
+
+
+if __name__ == "__main__":
+    main()
