@@ -18,7 +18,16 @@ from fitkit.camera import Camera
 from fitkit.initialise import make_starts
 from fitkit.jumps import WORTHWHILE, evidence, kinematic_jumps
 from fitkit.keypoints import Keypoints
-from fitkit.objectives import BoneDirections, Keypoints2D, Objective, Sum
+from fitkit.objectives import (
+    IUV,
+    BoneDirections,
+    Keypoints2D,
+    Normals,
+    Objective,
+    Parts,
+    Sum,
+    SurfacePoints,
+)
 from fitkit.observation import Observation
 from fitkit.observe import choose_people, load_image, observation_from_keypoints, observe, photo_camera
 from fitkit.priors import JointLimits, ShapePrior, UprightPrior, default_pose_prior
@@ -42,12 +51,19 @@ _RIGID = ("global_orient", "transl")
 def default_objective(observation: Observation | None = None) -> Sum:
     """The sum that `fit` lowers: keypoints, bone directions, priors of pose, stand and shape, joint limits.
 
+    Where part maps, IUV, normals or points of the surface were observed, their terms count too. The person's mask
+    does not: a detector's mask is that of clothes and hair (add `Outline()` or `Silhouette()` where it should).
+
     Args:
-        observation: leaves out what was not observed; None for all terms.
+        observation: leaves out what was not observed; None for what a detector gives.
     """
     objective = Keypoints2D() + default_pose_prior() + UprightPrior() + ShapePrior() + JointLimits()
     if observation is None or observation.world is not None:
         objective = objective + BoneDirections()
+    if observation is not None:
+        for term in (SurfacePoints(), IUV(), Parts(), Normals()):
+            if all(observation.has(part) for part in term.requires):
+                objective = objective + term
     return objective
 
 
@@ -59,20 +75,21 @@ def default_stages(steps: int, jumps: bool = False, dense: bool = False) -> tupl
         jumps: whether every limb is tried the other way in depth as well (`fitkit.jumps`), and the winner is the
             answer that holds the most probability instead of the lowest energy.
         dense: whether the objective has terms that need the whole surface (masks, rendered pictures). They cost more
-            than all others together and reach less far, so they only choose among starts that the others have
+            than all others together and reach less far, so they only choose among the starts that the others have
             refined, and refine the one that is left.
     """
     seen = ("keypoints_2d", "keypoints_3d", "directions", "iuv", "surface")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
-    few, half = max(5, steps // 6), max(8, steps // 2)
+    few, quarter, half = max(5, steps // 6), max(8, steps // 4), max(8, steps // 2)
     begin = (
         Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
         Stage(
-            max(8, steps // 4),
+            quarter,
             weights=strong,
             widen=3.0,
             dense=False,
             keep=1 if jumps else 2,
+            rank=_without_dense if dense else None,
             hinted=True,
             name="coarse",
         ),
@@ -83,7 +100,14 @@ def default_stages(steps: int, jumps: bool = False, dense: bool = False) -> tupl
         refine: tuple[Stage, ...] = (other, fine)
     else:
         refine = (Stage(steps, dense=False, keep=1 if dense else None, name="fine"),)
-    return (*begin, *refine, Stage(half, name="dense")) if dense else (*begin, *refine)
+    if not dense:
+        return (*begin, *refine)
+    # Softer first: the pull of a rendered picture ends where its blur ends.
+    return (*begin, *refine, Stage(quarter, widen=3.0, name="soft"), Stage(half, name="dense"))
+
+
+def _without_dense(problem: Problem, state: State) -> Tensor:
+    return problem.staged(dense=False).energy(state)
 
 
 def _other_limbs(problem: Problem, state: State) -> State:

@@ -157,6 +157,7 @@ class _Job:
 
     solver: Solver | Chain
     jumps: bool
+    silhouette: bool
     body: BodyModel | None
     people: People
     boxes: np.ndarray | None
@@ -169,11 +170,13 @@ class _Job:
 
     def fit(self, path: str, photo: Photo, on_step: Callable[[int, str], None]) -> FitResult:
         """The people of a photo."""
-        from fitkit.api import fit
+        from fitkit.api import default_objective, fit
+        from fitkit.objectives import Silhouette
 
         return fit(
             photo,
             solver=self.solver,
+            objective=default_objective() + Silhouette() if self.silhouette else None,
             jumps=self.jumps,
             body=self.body,
             people=self.people,
@@ -236,6 +239,8 @@ def _prepare(options: argparse.Namespace) -> _Job:
         raise UsageError(
             "--box and --keypoints were both given: boxes are for searching, keypoints replace it"
         )
+    if options.silhouette and options.keypoints:
+        raise UsageError("--silhouette and --keypoints were both given: who brings keypoints has no mask")
     if options.keypoint_set and not options.keypoints:
         raise UsageError("--keypoint-set was given without --keypoints FILE")
     for _, _, w, h in options.box or ():
@@ -250,6 +255,7 @@ def _prepare(options: argparse.Namespace) -> _Job:
     return _Job(
         solver=solver,
         jumps=options.jumps,
+        silhouette=options.silhouette,
         body=_read_body(options.body),
         people=options.people,
         boxes=np.array(options.box, np.float64) if options.box else None,

@@ -75,7 +75,7 @@ _OPTIONAL = (
         "files of SMPL bodies are read without it",
     ),
     _Optional(
-        "pytorch3d",
+        "pytorch3d.renderer.mesh.rasterize_meshes",
         "pytorch3d",
         "rasteriser back end",
         'pip install --no-build-isolation "git+https://github.com/facebookresearch/pytorch3d.git"',
@@ -98,13 +98,18 @@ _OPTIONAL = (
         "urdf-parser-py==0.0.4 && pip install scipy pyyaml",
         "a plain installation fails in scikit-sparse, which is not needed",
     ),
-    _Optional("warp", "warp-lang", "compiled rasteriser kernels", "pip install warp-lang"),
+    _Optional(
+        "potpourri3d",
+        "potpourri3d",
+        "distances along the surface of the body",
+        'pip install "fitkit-body[densepose]"',
+    ),
 )
 
 
 def examine() -> list[Finding]:
     """Look at everything; takes some seconds, because what is installed is really loaded."""
-    findings = [*_core(), _body(), _detector(), _opencv(), _device(), _threads(), *_solvers()]
+    findings = [*_core(), _body(), _detector(), _opencv(), _device(), _threads(), _warp(), *_solvers()]
     return [*findings, *(_optional(package) for package in _OPTIONAL)]
 
 
@@ -248,6 +253,33 @@ def _threads() -> Finding:
     return Finding(
         "threads", "ok", detail, "export OMP_NUM_THREADS=1", "a few people are often faster on one"
     )
+
+
+def _warp() -> Finding:
+    """Draws one triangle, so that its kernels are compiled; without it plain torch draws."""
+    remedy, note = (
+        "pip install warp-lang",
+        "without it bodies are drawn in plain torch: slower, in more memory",
+    )
+    if find_spec("warp") is None:
+        return Finding("warp", "missing", "not installed", remedy, note)
+    from fitkit.camera import Camera
+    from fitkit.render import soft_rasterize
+
+    module: Any
+    module, problem = _load("warp")
+    found, triangle = _version("warp-lang") or "of unknown version", torch.eye(3)[None] + 1
+    try:
+        with _quiet():
+            devices = [str(device) for device in module.get_devices()]
+            cuda = [f"{device} ({device.name})" for device in module.get_cuda_devices()]
+            soft_rasterize(triangle, torch.tensor([[0, 1, 2]]), Camera.from_size(8, 8), backend="warp")
+    except Exception as error:  # a compiler and a driver can fail in every way
+        return Finding("warp", "broken", f"{found}: {problem or _said(error)}", remedy, note)
+    seen = f"{found} draws on {', '.join(cuda + [name for name in devices if not name.startswith('cuda')])}"
+    if torch.cuda.is_available() and not cuda:
+        return Finding("warp", "warning", f"{seen}, but sees no CUDA device", "pip install -U warp-lang")
+    return Finding("warp", "ok", seen)
 
 
 def _solvers() -> list[Finding]:

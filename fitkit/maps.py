@@ -262,13 +262,15 @@ def window(
         [unit[:, None, :, 0].expand(-1, fine, -1), unit[:, :, None, 1].expand(-1, -1, fine)], -1
     )
     # Clamped at the border and cut off there: a map's outermost pixels count fully up to their edge.
+    # The samples of single pixels are exact enough; their place is not.
+    single = values.to(torch.float32)
     sampled = torch.nn.functional.grid_sample(
-        values, grid, mode="bilinear", padding_mode="border", align_corners=False
+        single, grid.to(torch.float32), mode="bilinear", padding_mode="border", align_corners=False
     )
     if not beyond:
-        inside = (unit.abs() <= 1).to(values.dtype)
+        inside = (unit.abs() <= 1).to(single.dtype)
         sampled = sampled * (inside[:, None, :, 1, None] * inside[:, None, None, :, 0])
-    return torch.nn.functional.avg_pool2d(sampled, _SAMPLES)
+    return torch.nn.functional.avg_pool2d(sampled, _SAMPLES).to(values.dtype)
 
 
 def _check(values: Tensor, box: Tensor, confidence: Tensor, name: str, channels: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fitkit._select import Rows
+from fitkit._select import Index, Rows, as_index
 from fitkit.camera import Camera
 from fitkit.keypoints import Keypoints, Keypoints3D
 from fitkit.maps import Correspondences, IUVMap, IUVPoints, NormalMap, PartMap
@@ -64,15 +64,35 @@ class Observation(Rows):
         """Whether a part, named as the attribute, was observed."""
         return getattr(self, part) is not None
 
+    def select(self, index: Index) -> Observation:
+        """The chosen people, as a batch (an int gives a batch of one), with what was worked out about them."""
+        chosen = super().select(index)
+        rows = as_index(index, len(self))
+        kept = {key: _rows_of(value, rows) for key, value in self.__dict__.get("_made", {}).items()}
+        chosen.__dict__["_made"] = {key: value for key, value in kept.items() if value is not None}
+        return chosen
+
     def once(self, key: object, make: Callable[[], T]) -> T:
         """What an objective works out from what was seen, made once and kept with this very observation.
 
         Args:
             key: equal for equal results; any hashable.
-            make: works it out.
+            make: works it out. Tensors and `Rows` (and tuples of them) must have one row per person: they are
+                selected with the people.
         """
         made: dict[object, Any] = self.__dict__.setdefault("_made", {})
         if key not in made:
             made[key] = make()
         found: T = made[key]
         return found
+
+
+def _rows_of(value: Any, rows: Tensor) -> Any:
+    """Some people's share of what was worked out about all; None for what has no rows."""
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)]
+    if isinstance(value, Rows):
+        return value.select(rows)
+    if isinstance(value, tuple):
+        return tuple(_rows_of(part, rows) for part in value)
+    return None

@@ -170,6 +170,7 @@ class _Crowd:
         )
         several = len(set(self.kinds)) > 1
         whole = stage.free is None and stage.only is None
+        whole = whole and (stage.dense or not any(term.dense for term in self.problem.objective.terms()))
         most = max(map(self.kinds.count, self.kinds), default=0)
         if stage.keep_of_each is not None and several and most > stage.keep_of_each:
             self._keep(stage.keep_of_each, self.kinds, whole, stage.rank)

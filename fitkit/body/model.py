@@ -325,6 +325,18 @@ class BodyModel:
         """`(F, 3)` vertex indices, counter-clockwise from outside."""
         return self._tensors["faces"]
 
+    @cached_property
+    @torch.inference_mode(False)
+    def face_parts(self) -> Int[Tensor, " F"]:
+        """DensePose's part of each face, 1..14.
+
+        Raises:
+            ValueError: the body has none.
+        """
+        if self.data.parts is None:
+            raise ValueError(f"body {self.name} has no parts")
+        return torch.as_tensor(self.data.parts.astype(np.int64), device=self.device)
+
     def readout(self, state: State) -> dict[str, Tensor]:
         """What betas say in plain units, `(B,)` each: height in metres and the like, where the body has it."""
         result = {}

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fitkit._select import Rows
 from fitkit.body.surface import Skin
 from fitkit.objectives.base import Objective, Residual
 from fitkit.objectives.kernels import GMoF, Kernel
@@ -20,7 +21,7 @@ EFFECTIVE_POINTS = 20.0
 
 
 @dataclass(frozen=True)
-class _Field:
+class _Field(Rows):
     """A mask made ready.
 
     Attributes:
@@ -37,6 +38,9 @@ class _Field:
     outline: Tensor
     there: Tensor
     extent: Tensor
+
+    def __len__(self) -> int:
+        return len(self.box)
 
 
 class Outline(Objective):

@@ -17,10 +17,10 @@ from torch import Tensor
 from fitkit.coordinates import Tangent
 from fitkit.maps import window
 from fitkit.objectives.base import Objective, Residual
-from fitkit.objectives.view import mask_in_view, render_parts, softened, view_of
+from fitkit.objectives.view import mask_in_view, render_body, softened, view_of
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.render import SoftImages, soft_rasterize, vertex_normals
+from fitkit.render import SoftImages, backend_names, soft_rasterize, vertex_normals
 
 R = TypeVar("R", bound="Rendered")
 
@@ -42,12 +42,15 @@ class Rendered(Objective):
         softness: of the rasteriser, pixels of the window.
         sigma: share of the person's area that is expected not to fit, None for the term's `usual_sigma`; the value
             is that share / sigma.
+        backend: of the rasteriser, by name (`fitkit.render.backend_names()`); None for the best one installed.
     """
 
     dense = True
     usual_sigma = 0.01
 
-    def __init__(self, size: int = 64, softness: float = 0.35, sigma: float | None = None) -> None:
+    def __init__(
+        self, size: int = 64, softness: float = 0.35, sigma: float | None = None, backend: str | None = None
+    ) -> None:
         if not (isinstance(size, int) and 8 <= size <= 1024):
             raise ValueError(
                 f"objective {self.name}: size is {size}, expected a whole number of pixels, 8..1024"
@@ -56,7 +59,9 @@ class Rendered(Objective):
         for name, value in (("softness", softness), ("sigma", sigma)):
             if not 0 < value < float("inf"):
                 raise ValueError(f"objective {self.name}: {name} is {value}, expected a positive number")
-        self.size, self.softness, self.sigma = size, softness, sigma
+        if backend is not None and backend not in backend_names():
+            raise ValueError(f"objective {self.name}: backend {backend!r}, expected one of {backend_names()}")
+        self.size, self.softness, self.sigma, self.backend = size, softness, sigma, backend
 
     def widened(self: R, factor: float | None) -> R:
         """The same term, rendered that much softer: its pull reaches farther."""
@@ -124,7 +129,9 @@ class Parts(Rendered):
         wanted, weight, area = obs.once(
             ("parts", self.size, self.softness), lambda: self._wanted(obs, self.softness)
         )
-        drawn = _channels(render_parts(pred, obs, self.size, self.softness))
+        if pred.body.data.parts is None:
+            raise ValueError(f"objective {self.name}: body {pred.body.name} has no parts")
+        drawn = _channels(render_body(pred, obs, self.size, self.softness, self.backend))
         return ((drawn - wanted).abs() * weight).sum((1, 2, 3)) / area
 
     def _wanted(self, obs: Observation, softness: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +167,7 @@ class Silhouette(Rendered):
     def misfit(self, pred: Prediction, obs: Observation) -> Tensor:
         view = view_of(obs, self.size)
         mask = obs.once(("silhouette", self.size, self.softness), lambda: self._wanted(obs))
-        drawn = render_parts(pred, obs, self.size, self.softness).silhouette * view.known
+        drawn = render_body(pred, obs, self.size, self.softness, self.backend).silhouette * view.known
         both = (drawn * mask).sum((1, 2))
         either = (drawn + mask - drawn * mask).sum((1, 2))
         return (1 - both / either.clamp_min(1e-6)) * (mask.sum((1, 2)) > 0)
@@ -191,7 +198,9 @@ class Normals(Rendered):
     def _render(self, pred: Prediction, obs: Observation) -> SoftImages:
         faces, view = pred.body.faces, view_of(obs, self.size)
         normals = vertex_normals(pred.vertices, faces)
-        return soft_rasterize(pred.vertices, faces, view.camera, normals, softness=self.softness)
+        return soft_rasterize(
+            pred.vertices, faces, view.camera, normals, softness=self.softness, backend=self.backend
+        )
 
     def _wanted(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Unit normals `(B, S, S, 3)` and their weight `(B, S, S)`."""

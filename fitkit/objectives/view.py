@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fitkit._select import Rows
 from fitkit.camera import Camera
-from fitkit.maps import window
+from fitkit.maps import PART_NAMES, window
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.render import FaceLabels, SoftImages, soft_rasterize
@@ -21,7 +23,7 @@ _FACES = 30.0
 
 
 @dataclass(frozen=True)
-class View:
+class View(Rows):
     """A square window around each person, at a small resolution.
 
     Attributes:
@@ -33,6 +35,9 @@ class View:
     box: Float[Tensor, "B 4"]
     camera: Camera
     known: Float[Tensor, "B S S"]
+
+    def __len__(self) -> int:
+        return len(self.box)
 
 
 def view_of(obs: Observation, size: int) -> View:
@@ -89,15 +94,16 @@ def softened(
         softness: pixels of the view.
     """
     inside, sure = shown > 0.5, known > 0.5
-    # What is not known is no edge of the person.
-    signed = distance_to(inside) - distance_to(sure & ~inside)
+    # At four times the softness a face is no longer seen. What is not known is no edge of the person.
+    reach = math.ceil(4 * softness * shown.shape[-1] / size) + 1
+    signed = distance_to(inside, reach) - distance_to(sure & ~inside, reach)
     signed = torch.nn.functional.avg_pool2d(signed[:, None], 2)[:, 0] * (size / shown.shape[-1])
-    reach = signed / softness
-    silent = torch.nn.functional.logsigmoid(reach * reach.abs())  # log(1 - D)
+    apart = (signed / softness).to(known.dtype)
+    silent = torch.nn.functional.logsigmoid(apart * apart.abs())  # log(1 - D)
     return (-torch.expm1(_FACES * silent)).to(shown.dtype)
 
 
-def distance_to(region: Tensor) -> Float[Tensor, "B h w"]:
+def distance_to(region: Tensor, reach: int | None = None) -> Float[Tensor, "B h w"]:
     """Euclidean distance of each pixel's centre from the nearest pixel of a region, in pixels, exactly.
 
     Rows first, then columns: the squared distance is the lowest sum of the two (Felzenszwalb & Huttenlocher 2012,
@@ -105,47 +111,46 @@ def distance_to(region: Tensor) -> Float[Tensor, "B h w"]:
 
     Args:
         region: `(B, h, w)` bool.
+        reach: pixels beyond which nobody looks; None for the longer side of the picture.
 
     Returns:
-        0 inside; twice the longer side of the picture where the region is empty.
+        0 inside; twice the reach where the region is farther away than that.
     """
     height, width = region.shape[1:]
-    far = float(4 * max(height, width) ** 2)
-    square = (~region).to(torch.float64) * far
+    reach = max(height, width) if reach is None else reach
+    far = float(4 * reach**2)
+    square = (~region).to(torch.float32) * far
     for axis, length in ((2, width), (1, height)):
-        step = torch.arange(length, device=region.device, dtype=torch.float64)
-        across = (step[:, None] - step) ** 2
-        moved = square.movedim(axis, -1)
-        square = (moved[..., None, :] + across).amin(-1).movedim(-1, axis)
-    return square.clamp_max(far).sqrt()
+        nearest = square.clone()
+        for step in range(1, min(reach, length - 1) + 1):
+            rest = length - step
+            low, high = square.narrow(axis, 0, rest), square.narrow(axis, step, rest)
+            for target, source in ((0, high), (step, low)):
+                there = nearest.narrow(axis, target, rest)
+                torch.minimum(there, source + step**2, out=there)
+        square = nearest
+    return torch.where(square > reach**2, far, square).sqrt()
 
 
-def render_parts(pred: Prediction, obs: Observation, size: int, softness: float) -> SoftImages:
-    """Silhouette and 14 parts of the prediction in the view; made once for all terms that read it.
+def render_body(
+    pred: Prediction, obs: Observation, size: int, softness: float, backend: str | None = None
+) -> SoftImages:
+    """Silhouette of the prediction in the view, and its 14 parts; made once for all terms that read it.
 
     Args:
         softness: pixels of the view.
+        backend: of the rasteriser, by name.
 
-    Raises:
-        ValueError: the body has no parts.
+    Returns:
+        The pictures; without attributes where the body has no parts.
     """
-    parts = pred.body.data.parts
-    if parts is None:
-        raise ValueError(f"body {pred.body.name} has no parts: they cannot be compared with a part map")
-
-    def labels() -> FaceLabels:
-        return FaceLabels(torch.as_tensor(parts.astype("int64") - 1, device=pred.body.device), 14)
-
-    view = view_of(obs, size)
-    wanted = obs.once(("soft parts", size, softness), object)
+    view, body = view_of(obs, size), pred.body
+    labels = None if body.data.parts is None else FaceLabels(body.face_parts - 1, len(PART_NAMES))
+    key = obs.once(("soft parts", size, softness, backend), object)
     return pred.once(
-        wanted,
+        key,
         lambda: soft_rasterize(
-            pred.vertices,
-            pred.body.faces,
-            view.camera,
-            obs.once(("labels", pred.body.name), labels),
-            softness=softness,
+            pred.vertices, body.faces, view.camera, labels, softness=softness, backend=backend
         ),
     )
 

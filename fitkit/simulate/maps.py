@@ -35,8 +35,6 @@ def simulate_maps(body: BodyModel, state: State, observation: Observation, size:
         ValueError: a body without parts or charts.
     """
     charts = Charts.of(body)
-    if body.data.parts is None:
-        raise ValueError(f"body {body.name} has no parts")
     vertices, camera = body.vertices(state), observation.camera
     box = _square(camera.project(vertices), vertices[..., 2])
     crop = camera.crop(box, size, size)
@@ -44,7 +42,7 @@ def simulate_maps(body: BodyModel, state: State, observation: Observation, size:
         rasterize_each(vertices, body.faces, crop),
         vertices,
         body.faces,
-        torch.as_tensor(body.data.parts.astype("int64"), device=body.device),
+        body.face_parts,
         charts.charts.to(body.device),
         charts.uv.to(body.device),
     )
