@@ -10,6 +10,9 @@ HERE = Path(__file__).resolve().parent
 MEASURED = ("<!-- measured: python benchmarks/_readme.py -->", "<!-- /measured -->")
 SOLVERS = ("<!-- solvers: python benchmarks/_readme.py -->", "<!-- /solvers -->")
 PRIORS = ("<!-- priors: python benchmarks/_readme.py -->", "<!-- /priors -->")
+DENSE = ("<!-- dense: python benchmarks/_readme.py -->", "<!-- /dense -->")
+MASKS = ("<!-- masks: python benchmarks/_readme.py -->", "<!-- /masks -->")
+RENDER = ("<!-- render: python benchmarks/_readme.py -->", "<!-- /render -->")
 FITS = ("<!-- fits: python benchmarks/_readme.py -->", "<!-- /fits -->")
 # A run of few solvers by themselves: of the same minutes, which ratios of times are best taken in.
 PROGRAMS = {"peers": "solvers"}
@@ -191,6 +194,33 @@ OF_FITS = (
     ("ms", "fitting, full", "per person", "{:.0f}"),
 )
 
+OF_DENSE = (
+    *((name, "fits", name, "{:.1f}") for name in ("MPJPE", "PA-MPJPE", "MPVPE", "shape error")),
+    ("MPVPE, gain", "gain", "MPVPE", "{:+.1f}"),
+    ("+-", "gain", "MPVPE, +-", "{:.1f}"),
+    ("shape, gain", "gain", "shape error", "{:+.1f}"),
+    ("+- ", "gain", "shape error, +-", "{:.1f}"),
+    ("time", "fits", "time over that of keypoints alone", "{:.1f}x"),
+)
+OF_MASKS = (
+    ("IoU with the polygons", "masks", "mask IoU with the polygons, main", "{:.3f}"),
+    *((f"PCK@{size}, main", "masks", f"PCK@{size}, main", "{:.3f}") for size in ("0.05", "0.1", "0.2")),
+    ("PCK@0.1, all", "masks", "PCK@0.1, all", "{:.3f}"),
+    ("lean of the standing", "masks", "lean of the standing, median", "{:.1f}"),
+    ("fit, ms", "masks", "fit, per person, median", "{:.0f}"),
+)
+# (heading, section, number, how it is written): the back ends of one size and batch, and what they cost
+_SIZES = ((64, 1), (128, 1), (128, 8), (224, 1))
+OF_RENDER = (
+    *(
+        (f"{size} px, batch {batch}", f"soft, {size} px, batch {batch}", number, form)
+        for size, batch in _SIZES
+        for number, form in (("forward and backward, over warp", "{:.3g}x"),)
+    ),
+    ("peak MB, 128 px, batch 8", "soft, 128 px, batch 8", "peak memory", "{:.0f}"),
+    ("silhouette off by", "difference from float64, 64 px", "silhouette, mean over the body", "{:.0e}"),
+)
+
 
 def matrix(file: Path, lead: str, columns: tuple[tuple[str, str, str, str], ...]) -> str:
     """One row per thing compared, as Markdown: those that the leading section has."""
@@ -232,6 +262,9 @@ def main() -> None:
         (MEASURED, table(folder)),
         (SOLVERS, matrix(folder / "solvers.json", "accuracy", COLUMNS)),
         (PRIORS, matrix(folder / "priors.json", "likelihood", OF_PRIORS)),
+        (DENSE, matrix(folder / "dense.json", "fits", OF_DENSE)),
+        (MASKS, matrix(folder / "masks.json", "masks", OF_MASKS)),
+        (RENDER, matrix(folder / "render.json", "soft, 128 px, batch 1", OF_RENDER)),
         (FITS, matrix(folder / "priors.json", "fitting, full", OF_FITS)),
     )
     for (begin, end), made in tables:

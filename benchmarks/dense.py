@@ -18,6 +18,7 @@ from _common import Report, data_folder, options, sync
 from _problems import LAYOUT, MOTION, Problems, load_poses, make_problems, objective
 from torch import Tensor
 
+from fitkit._select import concatenate
 from fitkit.api import default_stages
 from fitkit.body import BodyModel, open_body
 from fitkit.initialise import make_starts
@@ -31,16 +32,16 @@ from fitkit.simulate import simulate_maps
 from fitkit.solve import solve
 from fitkit.state import State
 
-# What is added to the keypoints, and the solver that takes it: rendered terms are no least squares.
-TERMS: dict[str, tuple[tuple[Objective, ...], str]] = {
-    "keypoints": ((), "lm"),
-    "+ outline": ((Outline(),), "lm"),
-    "+ silhouette": ((Silhouette(),), "lm"),
-    "+ parts": ((Parts(),), "lm"),
-    "+ normals": ((Normals(),), "lm"),
-    "+ IUV": ((IUV(),), "lm"),
-    "+ noisy IUV": ((IUV(),), "lm"),
-    "+ IUV + parts": ((IUV(), Parts()), "lm"),
+# What is added to the keypoints.
+TERMS: dict[str, tuple[Objective, ...]] = {
+    "keypoints": (),
+    "+ outline": (Outline(),),
+    "+ silhouette": (Silhouette(),),
+    "+ parts": (Parts(),),
+    "+ normals": (Normals(),),
+    "+ IUV": (IUV(),),
+    "+ noisy IUV": (IUV(),),
+    "+ IUV + parts": (IUV(), Parts()),
 }
 COUNT, AT_ONCE = 64, 16
 # Noise of a network's U and V (a hundredth of a chart is about 3 mm), and pixels that it puts somewhere else.
@@ -51,6 +52,7 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--count", type=int, metavar="N", help=f"people ({COUNT}, quick: 8)")
+    parser.add_argument("--solver", default="lm", metavar="NAME", help="by name (lm)")
     parser.add_argument("--motion", default=MOTION, metavar="FOLDER", help="of the data folder")
     parser.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS), metavar="NAME")
     given = parser.parse_args()
@@ -62,9 +64,9 @@ def main() -> None:
     problems = replace(problems, observation=seen)
     report = Report("dense observations")
     fits: dict[str, dict[str, Tensor]] = {}
+    times: dict[str, float] = {}
     for name in given.terms:
-        terms, solver = TERMS[name]
-        found, seconds = run(body.to(device=given.device), problems, name, terms, solver)
+        found, seconds = run(body.to(device=given.device), problems, name, given.solver)
         fits[name] = errors(body, found.to("cpu"), problems.truth)
         for measure, values in fits[name].items():
             report.add_spread("fits", name, measure, values, "mm")
@@ -72,16 +74,17 @@ def main() -> None:
                 gain = values - fits["keypoints"][measure]
                 report.add("gain", name, measure, float(gain.mean()), "mm")
                 report.add("gain", name, f"{measure}, +-", float(gain.std() / len(gain) ** 0.5), "mm")
+        times[name] = seconds
         report.add("fits", name, "time per person", 1e3 * seconds / count, "ms")
+        if "keypoints" in times:
+            report.add("fits", name, "time over that of keypoints alone", seconds / times["keypoints"], "x")
     report.finish(given.json)
 
 
-def run(
-    body: BodyModel, problems: Problems, name: str, terms: tuple[Objective, ...], solver: str
-) -> tuple[State, float]:
+def run(body: BodyModel, problems: Problems, name: str, solver: str) -> tuple[State, float]:
     """States of everybody, and wall-clock seconds."""
     total = objective()
-    for term in terms:
+    for term in TERMS[name]:
         total = total + term
     found, began = [], time.perf_counter()
     for first in range(0, len(problems), AT_ONCE):
@@ -89,15 +92,12 @@ def run(
         if "noisy" in name:
             observation = replace(observation, iuv=disturbed(observation.iuv))
         starts = make_starts(body, observation, default_pose_prior().mean_pose().to(body.device, body.dtype))
-        chosen = get_solver(solver)
-        problem = Problem(body, observation, total)
-        stages = default_stages(30, dense=any(term.dense for term in terms))
+        chosen, problem = get_solver(solver), Problem(body, observation, total)
+        stages = default_stages(30, dense=any(term.dense for term in total.terms()))
         solution = solve(problem, chosen, starts.state, stages, starts.count, kinds=starts.kinds)
         found.append(solution.state)
     sync(body.device)
     seconds = time.perf_counter() - began
-    from fitkit._select import concatenate
-
     return concatenate(found), seconds
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fitkit.render import available_backends
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks"
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
@@ -36,12 +38,12 @@ def _measure(name: str, file: Path, *arguments: str | Path) -> dict[str, float]:
     assert len(numbers) == len(items), "two numbers of one name"
     missing = [name for name, value in numbers.items() if not isinstance(value, int | float)]
     # A handful of photos need not show a person of every kind; everything else is a number.
-    assert name == "photos" or missing == []
+    assert name in ("photos", "masks") or missing == []
     return numbers
 
 
 def test_every_program_is_tested() -> None:
-    assert PROGRAMS == ["kinematics", "photos", "priors", "solvers"]
+    assert PROGRAMS == ["dense", "kinematics", "masks", "photos", "priors", "render", "solvers"]
 
 
 def test_kinematics(tmp_path: Path) -> None:
@@ -51,6 +53,21 @@ def test_kinematics(tmp_path: Path) -> None:
     assert numbers["cost/fitkit/import beyond torch"] > 0
     assert numbers["float64/batch 1/the two Jacobians differ by"] < 1e-9
     assert numbers["float64/batch 1/vmap(jacfwd) / closed form"] > 0
+
+
+def test_render(tmp_path: Path) -> None:
+    numbers = _measure("render", tmp_path / "render.json", "--threads", "2")
+    backends = available_backends()
+    assert numbers["soft, 32 px, batch 2/torch/forward and backward"] > 0
+    for kind in ("soft", "hard"):
+        assert numbers[f"{kind}, 32 px, batch 2/{backends[0]}/forward, over {backends[0]}"] == 1
+    for name in {"warp", "torch"} & set(backends):
+        section = f"difference from float64, 64 px/{name}"
+        assert numbers[f"{section}/silhouette, largest"] < 1e-4
+        assert numbers[f"{section}/parts, largest"] < 1e-4
+        assert numbers[f"{section}/gradient, 1 - cosine"] < 1e-6
+        assert numbers[f"{section}/hard: another face"] < 0.5
+    assert numbers["threads, soft, 32 px/2 threads/batch 2"] > 0
 
 
 def test_solvers(shared_data: Path, tmp_path: Path) -> None:
@@ -86,6 +103,27 @@ def test_priors(shared_data: Path, tmp_path: Path) -> None:
         assert errors[name] < errors["limits only"]
 
 
+def test_dense(shared_data: Path, tmp_path: Path) -> None:
+    names = ("keypoints", "+ outline", "+ parts", "+ IUV")
+    numbers = _measure(
+        "dense", tmp_path / "dense.json", "--data", shared_data, "--count", "4", "--terms", *names
+    )
+    for name in names:
+        assert 0 < numbers[f"fits/{name}/PA-MPJPE"] < 200
+    assert numbers["gain/+ IUV/MPVPE"] < 0
+    assert numbers["fits/+ IUV/time over that of keypoints alone"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")
+def test_masks(shared_data: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    options = ("--count", "2", "--ways", "keypoints", "+ silhouette", "--pictures", pictures)
+    numbers = _measure("masks", tmp_path / "masks.json", "--data", shared_data, *options)
+    name = "mask IoU with the polygons, main"
+    assert numbers[f"masks/+ silhouette/{name}"] > numbers[f"masks/keypoints/{name}"]
+    assert len(list(pictures.glob("*.png"))) == 2
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")
 def test_photos(shared_data: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
@@ -100,7 +138,8 @@ def test_photos(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"), [("solvers", "SSS_TT.bvh"), ("priors", "SSS_TT.bvh"), ("photos", "index.json")]
+    ("name", "wanted"),
+    [("solvers", "SSS_TT.bvh"), ("priors", "SSS_TT.bvh"), ("dense", "SSS_TT.bvh"), ("photos", "index.json")],
 )
 def test_missing_data_is_explained(name: str, wanted: str, tmp_path: Path) -> None:
     for arguments in ((), ("--data", tmp_path)):

@@ -392,10 +392,27 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["embedded body"]["state"] == "ok"
     assert "vertices" in found["embedded body"]["detail"]
     assert found["solver lm"]["state"] == "ok"
-    for name in ("smplx", "pytorch3d", "nvdiffrast", "theseus", "warp"):
+    for name in ("smplx", "pytorch3d", "nvdiffrast", "theseus", "warp", "potpourri3d"):
         assert found[name]["state"] in ("ok", "warning") or "pip install" in found[name]["remedy"]
     if found["mediapipe"]["state"] == "ok" and found["cv2"]["state"] == "ok":
         assert code == 0
+
+
+def test_doctor_draws_with_warp(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("warp")
+    seen = fitkit.doctor._warp()
+    assert (seen.state, seen.needed) == ("ok", False)
+    assert "cpu" in seen.detail
+
+    def torn(*given: object, **also: object) -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr("fitkit.render.soft_rasterize", torn)
+    assert fitkit.doctor._warp().state == "broken"
+    assert "OSError: no compiler" in fitkit.doctor._warp().detail
+    monkeypatch.setattr(fitkit.doctor, "find_spec", lambda name: None)
+    gone = fitkit.doctor._warp()
+    assert (gone.state, gone.remedy) == ("missing", "pip install warp-lang")
 
 
 def test_doctor_without_the_detector(
