@@ -85,6 +85,9 @@ def concatenate(parts: Sequence[T]) -> T:
         values = [getattr(part, field.name) for part in parts]
         if any((value is None) != (values[0] is None) for value in values):
             raise ValueError(f"cannot concatenate: {field.name} is there for some people only")
+        if isinstance(values[0], Rows) and any(type(value) is not type(values[0]) for value in values):
+            kinds = sorted({type(value).__name__ for value in values})
+            raise ValueError(f"cannot concatenate: {field.name} is of the kinds {kinds}")
         if isinstance(values[0], Tensor):
             if len({value.shape[1:] for value in values}) > 1:
                 shapes = [tuple(value.shape) for value in values]

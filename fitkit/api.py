@@ -80,16 +80,26 @@ def default_stages(steps: int, jumps: bool = False, dense: bool = False) -> tupl
     """
     seen = ("keypoints_2d", "keypoints_3d", "directions", "iuv", "surface")
     strong = {"pose_prior": 4.0, "shape_prior": 4.0, "directions": 5.0}
+    cheap = _without_dense if dense else None
     few, quarter, half = max(5, steps // 6), max(8, steps // 4), max(8, steps // 2)
     begin = (
-        Stage(max(6, steps // 5), _RIGID, widen=None, only=seen, keep_of_each=2, hinted=True, name="place"),
+        Stage(
+            max(6, steps // 5),
+            _RIGID,
+            widen=None,
+            only=seen,
+            keep_of_each=2,
+            rank=cheap,
+            hinted=True,
+            name="place",
+        ),
         Stage(
             quarter,
             weights=strong,
             widen=3.0,
             dense=False,
             keep=1 if jumps else 2,
-            rank=_without_dense if dense else None,
+            rank=cheap,
             hinted=True,
             name="coarse",
         ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from fitkit._select import Rows
@@ -58,7 +58,7 @@ class PartMap(Rows):
 
     @staticmethod
     def from_labels(
-        labels: Int[Tensor, "B h w"],
+        labels: Integer[Tensor, "B h w"],
         box: Float[Tensor, "B 4"],
         confidence: Float[Tensor, "B h w"] | None = None,
         table: Bool[Tensor, "K 15"] | None = None,
@@ -76,7 +76,7 @@ class PartMap(Rows):
             ValueError: a label that the table does not have; a row that may be background or a part.
         """
         table = torch.eye(PART_CHANNELS, dtype=torch.bool) if table is None else table
-        table = table.to(labels.device)
+        table, labels = table.to(labels.device), labels.long()
         if bool((table[:, 0] & table[:, 1:].any(1)).any()):
             raise ValueError("part labels: a label may be background or parts, not both; leave it empty")
         low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
@@ -182,10 +182,7 @@ class IUVMap(Rows):
         """At most `count` pixels of each person, spread evenly and always the same, as points at their centres."""
         height, width = self.chart.shape[1:]
         chart, device = self.chart.flatten(1), self.chart.device
-        # The R2 sequence (Roberts 2018) orders the pixels so that the first n of any region are spread over it.
-        x = torch.arange(width, device=device, dtype=torch.float64)
-        y = torch.arange(height, device=device, dtype=torch.float64)[:, None]
-        order = ((0.7548776662466927 * x + 0.5698402909980532 * y) % 1).reshape(-1)
+        order = spread_order(height, width, device)
         there = (chart > 0) & (self.confidence.flatten(1) > 0)
         rank = torch.where(there, order, 2 + order)
         first = rank.argsort(1)[:, : min(count, height * width)]
@@ -238,6 +235,16 @@ class Correspondences(Rows):
         return len(self.face)
 
 
+def spread_order(height: int, width: int, device: torch.device) -> Float[Tensor, " n"]:
+    """Numbers in [0, 1) for the pixels of a picture, row by row: the first ones of any region are spread over it.
+
+    (The R2 sequence: Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018.)
+    """
+    x = torch.arange(width, device=device, dtype=torch.float64)
+    y = torch.arange(height, device=device, dtype=torch.float64)[:, None]
+    return ((0.7548776662466927 * x + 0.5698402909980532 * y) % 1).reshape(-1)
+
+
 def window(
     values: Float[Tensor, "B C h w"],
     box: Float[Tensor, "B 4"],
@@ -245,7 +252,9 @@ def window(
     size: int,
     beyond: bool = False,
 ) -> Float[Tensor, "B C size size"]:
-    """Resample maps that cover `box` to a square window of the photo, each pixel an average; 0 outside of the map.
+    """Resample maps that cover `box` to a square window of the photo; 0 outside of the map.
+
+    Each pixel is the mean of 4 x 4 bilinear samples, which does not alias as long as it covers at most 8 of the map's.
 
     Args:
         values: of the map's pixels.

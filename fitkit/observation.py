@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,7 +83,9 @@ class Observation(Rows):
         """
         made: dict[object, Any] = self.__dict__.setdefault("_made", {})
         if key not in made:
-            made[key] = make()
+            # Kept: neither a later gradient nor an earlier one has a part in it.
+            with torch.inference_mode(False), torch.no_grad():
+                made[key] = make()
         found: T = made[key]
         return found
 

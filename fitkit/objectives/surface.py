@@ -57,7 +57,7 @@ class SurfaceTerm(Objective):
         self, sigma: float = 0.02, kernel: Kernel | None = GMoF(5.0), sigma_metres: float = 0.02
     ) -> None:
         for name, value in (("sigma", sigma), ("sigma_metres", sigma_metres)):
-            if not value > 0:
+            if not 0 < value < float("inf"):
                 raise ValueError(f"objective {self.name}: {name} is {value}, expected a positive number")
         self.sigma, self.kernel, self.sigma_metres = sigma, kernel, sigma_metres
 
@@ -93,7 +93,7 @@ class SurfaceTerm(Objective):
             return _Seen(skin, target, (points.confidence * share).to(dtype), _extent(target, there))
 
         # Not by settings of the noise, which a stage may change, but by what the points depend on.
-        return obs.once((type(self), self._chosen(), pred.body.name, joints), prepare)
+        return obs.once((type(self), self._chosen(), pred.body, joints), prepare)
 
     def _chosen(self) -> object:
         """What else the points depend on."""
@@ -143,7 +143,7 @@ class IUV(SurfaceTerm):
     requires = frozenset({"iuv"})
 
     def __init__(self, count: int = 200, sigma: float = 0.02, kernel: Kernel | None = GMoF(5.0)) -> None:
-        if not (isinstance(count, int) and count >= 1):
+        if isinstance(count, bool) or not (isinstance(count, int) and count >= 1):
             raise ValueError(f"objective {self.name}: count is {count}, expected a whole number from 1 on")
         super().__init__(sigma, kernel)
         self.count = count

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.camera import Camera
-from fitkit.maps import PART_NAMES, window
+from fitkit.maps import window
 from fitkit.observation import Observation
-from fitkit.prediction import Prediction
-from fitkit.render import FaceLabels, SoftImages, soft_rasterize
 
 # Side of the window in sizes of the person: room for limbs that stick out before they are fitted.
 _ROOM = 1.4
-# Faces within reach of a pixel at the edge of the silhouette.
-_FACES = 30.0
+# Faces within reach of a pixel at the edge of the silhouette, per face of the body and pixel of the window: 100 of
+# 13,756 at 64 pixels.
+_EDGE_FACES = 0.465
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,22 @@ class View(Rows):
         return len(self.box)
 
 
-def view_of(obs: Observation, size: int) -> View:
-    """The window around all that the maps of an observation show of each person; made once.
+def view_of(obs: Observation, part: str, size: int) -> View:
+    """The window around all that a map of the observation shows of each person; made once.
 
-    Someone of whom no map shows anything gets the whole photo.
+    Someone of whom it shows nothing gets the whole photo.
+
+    Args:
+        part: of the observation: mask, parts or normals.
+        size: pixels.
     """
 
     def make() -> View:
-        box = _square(obs)
-        whole = obs.camera.focal.new_ones(len(obs), 1, obs.camera.height, obs.camera.width)[..., :1, :1]
-        known = window(whole, photo_box(obs), box, size)[:, 0]
+        box = _square(obs, part)
+        known = window(box.new_ones(len(obs), 1, 1, 1), photo_box(obs), box, size)[:, 0]
         return View(box, obs.camera.crop(box, size, size), known)
 
-    return obs.once(("view", size), make)
+    return obs.once(("view", part, size), make)
 
 
 def photo_box(obs: Observation) -> Float[Tensor, "B 4"]:
@@ -72,26 +74,28 @@ def mask_in_view(obs: Observation, size: int, beyond: bool = False) -> Float[Ten
     def make() -> Tensor:
         assert obs.mask is not None  # checked by Problem: `requires`
         mask = obs.mask[:, None].to(obs.camera.focal.dtype)
-        return window(mask, photo_box(obs), view_of(obs, size).box, size, beyond)[:, 0]
+        return window(mask, photo_box(obs), view_of(obs, "mask", size).box, size, beyond)[:, 0]
 
     return obs.once(("mask", size, beyond), make)
 
 
 def softened(
-    shown: Float[Tensor, "B n n"], known: Float[Tensor, "B n n"], size: int, softness: float
+    shown: Float[Tensor, "B n n"], known: Float[Tensor, "B n n"], size: int, softness: float, faces: int
 ) -> Float[Tensor, "B S S"]:
     """The silhouette that the soft rasteriser would draw of a body which covers exactly what is shown.
 
     A body of thousands of small faces is drawn too large: each face that reaches a pixel from outside adds to it, and
-    the silhouette `1 - (1 - D)^N` of N faces with `D = sigmoid(-d^2 / softness^2)` crosses one half at a distance of
-    d = 1.9 softness (N = 30, measured on the open body; it grows with the square root of log N only). Compared with
-    the plain mask, the best body would be too thin by as much; compared with this, it is the right one.
+    the silhouette `1 - (1 - D)^N` of N faces with `D = sigmoid(-d^2 / softness^2)` crosses one half about two
+    softnesses away. Compared with the plain mask, the best body would be too thin by as much, or too far away;
+    compared with this, it is where it should be (N is measured on the open body so that it is; the distance goes with
+    the square root of log N only, and N with the faces per pixel along the edge).
 
     Args:
         shown: of the view at `n = 2 size` pixels, over a half where the person is.
         known: likewise, over a half where the map says anything.
         size: S.
         softness: pixels of the view.
+        faces: of the body.
     """
     inside, sure = shown > 0.5, known > 0.5
     # At four times the softness a face is no longer seen. What is not known is no edge of the person.
@@ -100,7 +104,7 @@ def softened(
     signed = torch.nn.functional.avg_pool2d(signed[:, None], 2)[:, 0] * (size / shown.shape[-1])
     apart = (signed / softness).to(known.dtype)
     silent = torch.nn.functional.logsigmoid(apart * apart.abs())  # log(1 - D)
-    return (-torch.expm1(_FACES * silent)).to(shown.dtype)
+    return (-torch.expm1(_EDGE_FACES * faces / size * silent)).to(shown.dtype)
 
 
 def distance_to(region: Tensor, reach: int | None = None) -> Float[Tensor, "B h w"]:
@@ -132,42 +136,18 @@ def distance_to(region: Tensor, reach: int | None = None) -> Float[Tensor, "B h 
     return torch.where(square > reach**2, far, square).sqrt()
 
 
-def render_body(
-    pred: Prediction, obs: Observation, size: int, softness: float, backend: str | None = None
-) -> SoftImages:
-    """Silhouette of the prediction in the view, and its 14 parts; made once for all terms that read it.
-
-    Args:
-        softness: pixels of the view.
-        backend: of the rasteriser, by name.
-
-    Returns:
-        The pictures; without attributes where the body has no parts.
-    """
-    view, body = view_of(obs, size), pred.body
-    labels = None if body.data.parts is None else FaceLabels(body.face_parts - 1, len(PART_NAMES))
-    key = obs.once(("soft parts", size, softness, backend), object)
-    return pred.once(
-        key,
-        lambda: soft_rasterize(
-            pred.vertices, body.faces, view.camera, labels, softness=softness, backend=backend
-        ),
-    )
-
-
-def _square(obs: Observation) -> Tensor:
-    """The square around the foreground of all maps that there are, with some room."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    if obs.mask is not None:
-        seen.append((obs.mask > 0.5, photo_box(obs)))
-    if obs.parts is not None:
-        seen.append(((obs.parts.probability[:, -1] * obs.parts.confidence) > 0.5, obs.parts.box))
-    if obs.normals is not None:
-        seen.append((obs.normals.confidence > 0, obs.normals.box))
-    corners = [_foreground(shown, box) for shown, box in seen]
-    low = torch.stack([low for low, _ in corners]).amin(0)
-    high = torch.stack([high for _, high in corners]).amax(0)
+def _square(obs: Observation, part: str) -> Tensor:
+    """The square around the foreground of a map, with some room."""
     whole = photo_box(obs)
+    if part == "mask":
+        assert obs.mask is not None  # checked by Problem: `requires`
+        low, high = _foreground(obs.mask > 0.5, whole)
+    elif part == "parts":
+        assert obs.parts is not None
+        low, high = _foreground((obs.parts.probability[:, -1] * obs.parts.confidence) > 0.5, obs.parts.box)
+    else:
+        assert obs.normals is not None
+        low, high = _foreground(obs.normals.confidence > 0, obs.normals.box)
     empty = ~torch.isfinite(low).all(1, keepdim=True)
     low = torch.where(empty, whole[:, :2], low)
     high = torch.where(empty, whole[:, :2] + whole[:, 2:], high)

@@ -36,7 +36,7 @@ def simulate_maps(body: BodyModel, state: State, observation: Observation, size:
     """
     charts = Charts.of(body)
     vertices, camera = body.vertices(state), observation.camera
-    box = _square(camera.project(vertices), vertices[..., 2])
+    box = _square(camera, vertices)
     crop = camera.crop(box, size, size)
     maps = surface_maps(
         rasterize_each(vertices, body.faces, crop),
@@ -59,11 +59,14 @@ def simulate_maps(body: BodyModel, state: State, observation: Observation, size:
     )
 
 
-def _square(pixels: Tensor, depth: Tensor) -> Tensor:
-    """`(B, 4)` square around the points in front of the camera."""
-    behind = (depth <= 0.05)[..., None]
+def _square(camera: Camera, vertices: Tensor) -> Tensor:
+    """`(B, 4)` square around the points in front of the camera; the photo's, where there is none."""
+    pixels, behind = camera.project(vertices), vertices[..., 2:] <= 0.05
     low = pixels.masked_fill(behind, torch.inf).amin(1)
     high = pixels.masked_fill(behind, -torch.inf).amax(1)
+    size = torch.tensor([camera.width, camera.height], dtype=low.dtype, device=low.device)
+    hidden = behind.all(1)
+    low, high = torch.where(hidden, torch.zeros_like(size), low), torch.where(hidden, size, high)
     side = _ROOM * (high - low).amax(1, keepdim=True)
     return torch.cat([(low + high - side) / 2, side.expand(-1, 2)], 1)
 
