@@ -30,7 +30,7 @@ from fitkit.body import BodyModel
 from fitkit.camera import Camera
 from fitkit.files import output_folder
 from fitkit.keypoints import get_set
-from fitkit.metrics import BOX_FILL, mask_iou, match_people, mpjpe, oks, pa_mpjpe, within
+from fitkit.metrics import BOX_FILL, box_iou, mask_iou, match_people, mpjpe, oks, pa_mpjpe, within
 from fitkit.observation import Observation
 from fitkit.observe import load_image, observe
 from fitkit.render import rasterize
@@ -144,7 +144,7 @@ def score(result: FitResult, people: People, tally: Tally) -> None:
         tally.put(f"recall {kind}", recalled[who])
     tally.put("outputs", [len(result)])
     tally.put("unmatched", [len(result) - int(recalled.sum())])
-    tally.put("ghosts", [int((_box_iou(seen.box().cpu().double(), people.box) < 0.3).all(1).sum())])
+    tally.put("ghosts", [int((box_iou(seen.box().cpu().double(), people.box) < 0.3).all(1).sum())])
     partner = match_people(counted, 0.0)
     size, target = people.box[people.enough, 2:].amax(1), people.xy[people.enough]
     for source, points in (("detector", detected), ("body", fitted)):
@@ -159,14 +159,6 @@ def score(result: FitResult, people: People, tally: Tally) -> None:
 def _kinds(people: People) -> list[tuple[str, Tensor]]:
     main = people.main[people.enough]
     return [("main", main), ("others", ~main), ("all", torch.ones_like(main))]
-
-
-def _box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """`(P, T)` of boxes x, y, w, h."""
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:])
-    both = (high - low).clamp_min(0).prod(-1)
-    return both / (first[:, 2:].prod(1)[:, None] + second[:, 2:].prod(1)[None] - both).clamp_min(1e-9)
 
 
 def _score_masks(result: FitResult, people: People, partner: Tensor, tally: Tally) -> None:

@@ -193,6 +193,7 @@ def fit(
         )
     observation = _observe(source, people, boxes, keypoints, camera, focal)
     model = _body(body).to(dtype, device or "cpu")
+    observation.check()
     observation = observation.to(model.dtype).to(str(model.device))
     chosen = get_solver(solver) if isinstance(solver, str) else solver
     objective = objective if objective is not None else default_objective(observation)
@@ -201,7 +202,7 @@ def fit(
         return _nobody(model, observation, objective, chosen.name, str(name))
     problem = Problem(model, observation, objective, bounds=bounds or {})
     first = chosen.solvers[0] if isinstance(chosen, Chain) else chosen
-    schedule = default_stages(first.max_steps, jumps, any(term.dense for term in objective.terms()))
+    schedule = default_stages(first.max_steps, jumps, problem.starts_without_dense)
     if start is not None:
         given, count, hint, kinds = _given(start, model, len(observation)), 1, None, None
         stages = stages or schedule[2:]

@@ -53,8 +53,18 @@ class PartMap(Rows):
                 f"{tuple(self.probability.shape)}, expected the same"
             )
 
+    def check(self, name: str) -> None:
+        """Raise a ValueError for values that cannot be meant, under this name."""
+        check_box(name, self.box)
+        for field in ("probability", "open", "confidence"):
+            check_range(f"{name}.{field}", getattr(self, field), 0.0, 1.0)
+
     def __len__(self) -> int:
         return len(self.box)
+
+    def shown(self) -> Bool[Tensor, "B h w"]:
+        """Where the person is."""
+        return self.probability[:, -1] * self.confidence > 0.5
 
     @staticmethod
     def from_labels(
@@ -110,8 +120,18 @@ class NormalMap(Rows):
     def __post_init__(self) -> None:
         _check(self.normal, self.box, self.confidence, "normal map", channels=3)
 
+    def check(self, name: str) -> None:
+        """Raise a ValueError for values that cannot be meant, under this name."""
+        check_box(name, self.box)
+        check_range(f"{name}.normal", self.normal, -1.0, 1.0)
+        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
+
     def __len__(self) -> int:
         return len(self.box)
+
+    def shown(self) -> Bool[Tensor, "B h w"]:
+        """Where the person is."""
+        return self.confidence > 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,14 @@ class IUVPoints(Rows):
                 f"IUV points: xy, chart, uv and confidence of shapes {shapes}, expected (B, N, 2), (B, N), (B, N, 2) "
                 "and (B, N)"
             )
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError for values that cannot be meant, under this name."""
+        there = self.confidence > 0
+        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
+        check_range(f"{name}.chart", self.chart[there], 0.0, 24.0)
+        check_range(f"{name}.uv", self.uv[there], 0.0, 1.0)
+        check_range(f"{name}.xy", self.xy[there], -1e7, 1e7)
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -175,8 +203,19 @@ class IUVMap(Rows):
                 "expected (B, h, w) and (B, 2, h, w)"
             )
 
+    def check(self, name: str) -> None:
+        """Raise a ValueError for values that cannot be meant, under this name."""
+        check_box(name, self.box)
+        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
+        check_range(f"{name}.chart", self.chart, 0.0, 24.0)
+        check_range(f"{name}.uv", self.uv.movedim(1, -1)[self.shown()], 0.0, 1.0)
+
     def __len__(self) -> int:
         return len(self.box)
+
+    def shown(self) -> Bool[Tensor, "B h w"]:
+        """Where the person is."""
+        return (self.chart > 0) & (self.confidence > 0)
 
     def points(self, count: int) -> IUVPoints:
         """At most `count` pixels of each person, spread evenly and always the same, as points at their centres."""
@@ -231,8 +270,34 @@ class Correspondences(Rows):
                 "(B, N, 3), (B, N, 2 or 3) and (B, N)"
             )
 
+    def check(self, name: str) -> None:
+        """Raise a ValueError for values that cannot be meant, under this name."""
+        there = self.confidence > 0
+        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
+        check_range(f"{name}.target", self.target[there], -1e7, 1e7)
+        check_range(f"{name}.barycentric", self.barycentric[there], 0.0, 1.0)
+
     def __len__(self) -> int:
         return len(self.face)
+
+
+def foreground_box(shown: Bool[Tensor, "B h w"], box: Float[Tensor, "B 4"]) -> Float[Tensor, "B 4"]:
+    """x, y, w, h around what a map shows, pixels of the photo; zeros where it shows nothing.
+
+    Args:
+        shown: of the map's pixels.
+        box: x, y, w, h that the map covers, pixels of the photo.
+    """
+    ends = []
+    for axis, length in ((1, shown.shape[2]), (2, shown.shape[1])):
+        step = torch.arange(length, device=box.device, dtype=box.dtype)
+        line, unit = shown.any(axis), box[:, axis + 1] / length
+        first = torch.where(line, step, length).amin(1)
+        last = torch.where(line, step + 1, 0).amax(1)
+        ends.append((box[:, axis - 1] + first * unit, (last - first) * unit))
+    (x, w), (y, h) = ends
+    found = torch.stack([x, y, w, h], 1)
+    return torch.where(shown.flatten(1).any(1)[:, None], found, torch.zeros_like(found))
 
 
 def spread_order(height: int, width: int, device: torch.device) -> Float[Tensor, " n"]:
@@ -250,7 +315,6 @@ def window(
     box: Float[Tensor, "B 4"],
     target: Float[Tensor, "B 4"],
     size: int,
-    beyond: bool = False,
 ) -> Float[Tensor, "B C size size"]:
     """Resample maps that cover `box` to a square window of the photo; 0 outside of the map.
 
@@ -261,7 +325,6 @@ def window(
         box: x, y, w, h that the map covers, pixels of the photo.
         target: x, y, w, h of the window, pixels of the photo.
         size: of the result, pixels.
-        beyond: whether the map's outermost pixels go on outside of it, instead of 0.
     """
     fine = size * _SAMPLES
     step = (torch.arange(fine, dtype=box.dtype, device=box.device) + 0.5) / fine
@@ -276,10 +339,27 @@ def window(
     sampled = torch.nn.functional.grid_sample(
         single, grid.to(torch.float32), mode="bilinear", padding_mode="border", align_corners=False
     )
-    if not beyond:
-        inside = (unit.abs() <= 1).to(single.dtype)
-        sampled = sampled * (inside[:, None, :, 1, None] * inside[:, None, None, :, 0])
+    inside = (unit.abs() <= 1).to(single.dtype)
+    sampled = sampled * (inside[:, None, :, 1, None] * inside[:, None, None, :, 0])
     return torch.nn.functional.avg_pool2d(sampled, _SAMPLES).to(values.dtype)
+
+
+def check_range(name: str, values: Tensor, low: float, high: float) -> None:
+    """Raise a ValueError where values are not finite or not from low to high (a thousandth of rounding aside)."""
+    if not values.numel():
+        return
+    least, most = float(values.min()), float(values.max())  # NaN wins in both
+    room = 1e-3
+    if not (low - room <= least and most <= high + room):
+        raise ValueError(f"{name}: values from {least:g} to {most:g}, expected {low:g} to {high:g}")
+
+
+def check_box(name: str, box: Tensor) -> None:
+    """Raise a ValueError where a map covers nothing."""
+    if not bool((torch.isfinite(box).all(1) & (box[:, 2:] > 0).all(1)).all()):
+        raise ValueError(
+            f"{name}.box: {box.tolist()}, expected finite x, y, w, h of at least some width and height"
+        )
 
 
 def _check(values: Tensor, box: Tensor, confidence: Tensor, name: str, channels: int) -> None:

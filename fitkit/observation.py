@@ -14,9 +14,24 @@ from torch import Tensor
 from fitkit._select import Index, Rows, as_index
 from fitkit.camera import Camera
 from fitkit.keypoints import Keypoints, Keypoints3D
-from fitkit.maps import Correspondences, IUVMap, IUVPoints, NormalMap, PartMap
+from fitkit.maps import Correspondences, IUVMap, IUVPoints, NormalMap, PartMap, check_range
 
 T = TypeVar("T")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "camera": (Camera,),
+    "keypoints": (Keypoints,),
+    "world": (Keypoints3D,),
+    "mask": (Tensor,),
+    "parts": (PartMap,),
+    "iuv": (IUVMap, IUVPoints),
+    "normals": (NormalMap,),
+    "surface": (Correspondences,),
+    "box": (Tensor,),
+    "score": (Tensor,),
+    "image": (np.ndarray,),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,9 @@ class Observation(Rows):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is not None and not isinstance(value, _KINDS[field.name]):
+                names = " or ".join(kind.__name__ for kind in _KINDS[field.name])
+                raise ValueError(f"observation: {field.name} is {type(value).__name__}, expected {names}")
             if isinstance(value, Tensor | Rows) and len(value) != len(self.camera):  # type: ignore[arg-type]
                 raise ValueError(
                     f"observation: {field.name} is of {len(value)} people, the camera of {len(self.camera)}"  # type: ignore[arg-type]
@@ -60,6 +78,20 @@ class Observation(Rows):
 
     def __len__(self) -> int:
         return len(self.camera)
+
+    def check(self) -> None:
+        """Raise a ValueError that names the first map with values that cannot be meant.
+
+        Not done for every selection: on a GPU each look at values waits for all that was queued.
+        """
+        if self.mask is not None:
+            if self.mask.ndim != 3:
+                raise ValueError(f"observation: mask of shape {tuple(self.mask.shape)}, expected (B, h, w)")
+            check_range("mask", self.mask, 0.0, 1.0)
+        for name in ("parts", "iuv", "normals", "surface"):
+            part = getattr(self, name)
+            if part is not None:
+                part.check(name)
 
     def has(self, part: str) -> bool:
         """Whether a part, named as the attribute, was observed."""
@@ -72,6 +104,9 @@ class Observation(Rows):
         kept = {key: _rows_of(value, rows) for key, value in self.__dict__.get("_made", {}).items()}
         chosen.__dict__["_made"] = {key: value for key, value in kept.items() if value is not None}
         return chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
     def once(self, key: object, make: Callable[[], T]) -> T:
         """What an objective works out from what was seen, made once and kept with this very observation.

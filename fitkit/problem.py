@@ -108,11 +108,11 @@ class Problem:
                 squares.
             only: names of the terms that count, where there are any of them; None for all.
             coordinates: None keeps those of the problem.
-            dense: whether terms count that need the whole surface, where there are others.
+            dense: whether terms count that need the whole surface, where others read the observation.
         """
         terms = self.objective.terms()
-        if not dense:
-            terms = tuple(term for term in terms if not term.dense) or terms
+        if not dense and self.starts_without_dense:
+            terms = tuple(term for term in terms if not term.dense)
         chosen = [term for term in terms if only is None or term.name in only] or list(terms)
         result: Objective | None = None
         for term in chosen:
@@ -136,9 +136,23 @@ class Problem:
         terms = self.objective.terms()
         if any(term.reads_all for term in terms):
             return self
-        read = keep.union({"camera"}, *(term.requires for term in terms))
-        unread = {part.name: None for part in fields(self.observation) if part.name not in read}
+        # A box is small, and says how large a person is of whom a term sees little.
+        read = keep.union({"camera", "box"}, *(term.requires for term in terms))
+        unread = {
+            part.name: None
+            for part in fields(self.observation)
+            if part.name not in read and self.observation.has(part.name)
+        }
+        if not unread:
+            return self
         return replace(self, observation=replace(self.observation, **unread))  # type: ignore[arg-type]
+
+    @property
+    def starts_without_dense(self) -> bool:
+        """Whether a fit gets anywhere without the terms that need the whole surface: others read the observation."""
+        terms = self.objective.terms()
+        others = any(not term.dense and (term.requires or term.reads_all) for term in terms)
+        return others and any(term.dense for term in terms)
 
     # -- three readers ---------------------------------------------------------------------------------------
 

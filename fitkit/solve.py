@@ -149,6 +149,7 @@ class _Crowd:
         self.best: tuple[State, Tensor, Tensor] | None = None
         self.dropped: list[tuple[State, Tensor]] = []
         self.rank: Callable[[Problem, State], Tensor] | None = None
+        self.chosen: Tensor | None = None
 
     def run(
         self,
@@ -160,7 +161,7 @@ class _Crowd:
         """One stage, and the choice at its end."""
         if stage.branch is not None:
             self._branch(stage.branch)
-        seen = self.problem.select(self.owner)
+        seen = self._of_starts()
         if stage.hinted and self.hint is not None:
             seen = replace(seen, observation=self.hint.select(self.lanes))
         coordinates = stage.coordinates or self.problem.coordinates or solver.coordinates
@@ -170,12 +171,11 @@ class _Crowd:
         )
         several = len(set(self.kinds)) > 1
         whole = stage.free is None and stage.only is None
-        whole = whole and (stage.dense or not any(term.dense for term in self.problem.objective.terms()))
         most = max(map(self.kinds.count, self.kinds), default=0)
         if stage.keep_of_each is not None and several and most > stage.keep_of_each:
-            self._keep(stage.keep_of_each, self.kinds, whole, stage.rank)
+            self._keep(stage.keep_of_each, self.kinds, whole, stage.rank, stage.dense)
         elif stage.keep is not None and len(self.kinds) > stage.keep:
-            self._keep(stage.keep, [0] * len(self.kinds), whole, stage.rank)
+            self._keep(stage.keep, [0] * len(self.kinds), whole, stage.rank, stage.dense)
 
     def settle(self, keep: int | None) -> None:
         """At the end of a solver of a chain: go back to the best by the full objective, and keep the best starts."""
@@ -195,7 +195,7 @@ class _Crowd:
     def solution(self) -> Solution:
         """The best of every person by the full objective (or the one that the last stage kept)."""
         people, count = len(self.problem), len(self.kinds)
-        whole = self.problem.select(self.owner)
+        whole = self._of_starts()
         values = whole.values(self.state)
         energy = torch.stack(list(values.values())).sum(0)
         score = energy if self.rank is None else self._score(whole, self.state)
@@ -215,10 +215,14 @@ class _Crowd:
             Alternatives(
                 tuple(state for state, _ in self.dropped),
                 torch.stack(others, 1) if others else energy.new_zeros(people, 0),
-                score[best],
+                score[best] if self.chosen is None else self.chosen,
             ),
             time.perf_counter() - self.recorder.began,
         )
+
+    def _of_starts(self) -> Problem:
+        """The problem of every start; with one start each the very same, and what is prepared of it stays."""
+        return self.problem if len(self.kinds) == 1 else self.problem.select(self.owner)
 
     def _remember(self, rows: Tensor, score: Tensor) -> None:
         """Starts that lost, `(B, k)` rows, and the scores of all rows."""
@@ -229,11 +233,11 @@ class _Crowd:
         return problem.energy(state) if self.rank is None else self.rank(problem, state)
 
     def _energy(self) -> Tensor:
-        return self.problem.select(self.owner).energy(self.state)
+        return self._of_starts().energy(self.state)
 
     def _branch(self, branch: Callable[[Problem, State], State]) -> None:
         people = len(self.owner)
-        state = self.problem.within_bounds(branch(self.problem.select(self.owner), self.state))
+        state = self.problem.within_bounds(branch(self._of_starts(), self.state))
         times, rest = divmod(len(state), people) if people else (1, 0)
         if rest or times < 1:
             raise ValueError(f"a stage's branch made {len(state)} starts of {people}, expected a multiple")
@@ -251,17 +255,21 @@ class _Crowd:
         kinds: list[int],
         whole: bool,
         rank: Callable[[Problem, State], Tensor] | None,
+        dense: bool = True,
     ) -> None:
         """Only the best starts of each kind go on; the others are remembered if they were fitted whole."""
         people = len(self.problem)
         if rank is not self.rank:  # scores of two kinds do not compare
             self.rank = rank
             self.dropped = [(state, self._score(self.problem, state)) for state, _ in self.dropped]
-        score = self._score(self.problem.select(self.owner), self.state)
+        score = self._score(self._of_starts(), self.state)
         kept, left = _ranked(score, people, keep, kinds)
         if whole:
             rest = torch.ones_like(self.owner, dtype=torch.bool).index_fill(0, kept, False)
             self._remember(rest.nonzero().view(people, len(kinds) - len(left)), score)
+        # Where terms are still to come, losers never meet them: they stand against the winner as it was when chosen.
+        waiting = not dense and self.problem.starts_without_dense
+        self.chosen = score[kept] if waiting and len(left) == 1 else None
         self.state, self.outcome = self.state.select(kept), self.outcome[kept]
         self.owner, self.lanes = self.owner[kept], self.lanes[kept]
         if self.best is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 
 import fitkit
 from fitkit.body.model import BodyModel
-from fitkit.maps import IUVMap, PartMap
+from fitkit.maps import IUVMap, PartMap, foreground_box
 from fitkit.objectives import IUV, GMoF, Normals, Objective, Outline, Parts, Silhouette
 from fitkit.observation import Observation
+from fitkit.observe import maps_for
+from fitkit.priors import ShapePrior, default_pose_prior
 from fitkit.problem import Problem
 from fitkit.simulate import simulate_maps
 from fitkit.solver import Stage
@@ -149,3 +152,100 @@ def test_the_right_depth_is_the_best(body: BodyModel, people: MakePeople) -> Non
             [problem.energy(replace(truth, transl=truth.transl * (1 + step))) for step in steps]
         ).mean(1)
         assert abs(steps[int(energies.argmin())]) < off, (term.name, energies)
+
+
+def test_people_whom_the_photo_cuts_off_are_not_charged(body: BodyModel, people: MakePeople) -> None:
+    """Legs below the photo: the mask says nothing of them, and the outline costs the true body next to nothing."""
+    truth, observation = people()
+    down = torch.zeros_like(truth.transl)
+    down[:, 1] = 0.3 * truth.transl[:, 2]
+    truth = replace(truth, transl=truth.transl + down)
+    maps = simulate_maps(body, truth, observation, 64)
+    assert maps.mask is not None
+    assert (maps.mask[:, -1].amax(1) > 0).all(), "not everybody is cut off"
+    assert (Problem(body, maps, Outline()).energy(truth) < 3).all()
+
+
+def test_maps_find_their_people(body: BodyModel, people: MakePeople) -> None:
+    truth, observation = people()
+    aside = torch.tensor([[-1.2, 0, 0], [0, 0, 0], [1.2, 0, 0]], dtype=torch.float64)
+    maps = simulate_maps(body, replace(truth, transl=truth.transl + aside), observation, 32)
+    assert maps.parts is not None
+    detected = replace(maps, box=foreground_box(maps.parts.shown(), maps.parts.box), parts=None)
+    shuffled = maps.parts.select([2, 0])
+    found = maps_for(detected, shuffled)
+    torch.testing.assert_close(found.probability[[0, 2]], maps.parts.probability[[0, 2]])
+    assert (found.confidence[1] == 0).all()
+    with pytest.raises(ValueError, match="neither boxes nor keypoints"):
+        maps_for(replace(detected, box=None, keypoints=None), shuffled)
+    with pytest.raises(ValueError, match="0 people"):
+        maps_for(detected, maps.parts.select([]))
+
+
+def _broken(seen: Observation, part: str, field: str, value: float) -> Observation:
+    whole: Any = getattr(seen, part)
+    if field == "":
+        changed: Any = torch.full_like(whole, value)
+    else:
+        changed = replace(whole, **{field: torch.full_like(getattr(whole, field), value)})
+    return replace(seen, **{part: changed})
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("mask", "", 255.0, "mask: values from 255 to 255, expected 0 to 1"),
+        ("mask", "", float("nan"), "mask: values from nan"),
+        ("parts", "probability", float("nan"), r"parts.probability: values from nan"),
+        ("parts", "confidence", -1.0, r"parts.confidence: values from -1"),
+        ("parts", "box", 0.0, r"parts.box"),
+        ("iuv", "uv", 7.0, r"iuv.uv: values from 7"),
+        ("normals", "normal", 3.0, r"normals.normal: values from 3"),
+    ],
+)
+def test_maps_with_impossible_values_are_named(
+    seen: tuple[State, Observation], part: str, field: str, value: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fitkit.fit(_broken(seen[1], part, field, value), solver="lm", max_seconds=0.0)
+
+
+def test_a_start_is_refined_by_what_was_seen_of_it(body: BodyModel, seen: tuple[State, Observation]) -> None:
+    """With a mask and priors alone no stage may follow the priors away from a good start."""
+    truth, observation = seen
+    start = replace(truth, transl=truth.transl + 0.02)
+    objective = Silhouette(size=32, softness=0.8) + default_pose_prior() + ShapePrior()
+    alone = replace(observation, keypoints=None, world=None)
+    result = fitkit.fit(alone, start=start, objective=objective)
+    before = Problem(body, alone, objective).energy(start)
+    assert (result.energy <= before).all()
+
+
+def test_margins_are_known_with_dense_terms_too(seen: tuple[State, Observation]) -> None:
+    keypoints = replace(seen[1], parts=None, iuv=None, normals=None)
+    objective = fitkit.default_objective(keypoints)
+    plain = fitkit.fit(keypoints, objective=objective).margin
+    dense = fitkit.fit(keypoints, objective=objective + Silhouette(size=32, softness=0.8)).margin
+    assert (torch.isfinite(dense) == torch.isfinite(plain)).all()
+
+
+def test_few_points_pull_as_points_of_a_person(body: BodyModel, seen: tuple[State, Observation]) -> None:
+    """Three neighbouring pixels are 10 cm off: relative to the person, not to the spot that they cover."""
+    truth, observation = seen
+    assert isinstance(observation.iuv, IUVMap)
+    points = observation.iuv.points(400)
+    near = (points.xy - points.xy[:, :1]).norm(dim=-1).argsort(1)[:, :3]
+    few = replace(
+        points,
+        xy=points.xy.gather(1, near[..., None].expand(-1, -1, 2)),
+        uv=points.uv.gather(1, near[..., None].expand(-1, -1, 2)),
+        chart=points.chart.gather(1, near),
+        confidence=points.confidence.gather(1, near),
+    )
+    assert observation.parts is not None
+    box = foreground_box(observation.parts.shown(), observation.parts.box)
+    moved = replace(truth, transl=truth.transl + torch.tensor([0.1, 0, 0], dtype=torch.float64))
+    problem = Problem(body, replace(observation, iuv=few, box=box), IUV()).trimmed()
+    here = problem.linearize(moved)
+    assert (here.energy < 0.9 * 0.5 * 3 * 25).all(), "outliers"
+    assert (here.gradient.norm(dim=1) > 10).all()

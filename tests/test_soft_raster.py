@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fitkit import geometry
 from fitkit.body.model import BodyModel
 from fitkit.camera import Camera
 from fitkit.render import (
     FaceLabels,
-    SoftImages,
-    _pytorch3d_soft,
-    available_backends,
-    backend_names,
-    backends,
-    soft,
     soft_rasterize,
 )
+from tests.soft_cases import F64, KINDS, Case, cosine, crowd, drawn, each_of_ours, make_case, needs_warp
 
-F64 = torch.float64
-OURS = ("torch", "warp")
-needs_warp = pytest.mark.skipif(
-    "warp" not in available_backends(), reason="warp-lang is not installed: pip install warp-lang"
-)
-each_of_ours = pytest.mark.parametrize("backend", ["torch", pytest.param("warp", marks=needs_warp)])
+__all__ = ["crowd"]
 
 
 def _camera(width: int, height: int, focal: float, count: int = 1) -> Camera:
@@ -206,125 +191,19 @@ def test_the_nearer_surface_wins_by_the_depth_softness(backend: str) -> None:
 # -- bodies: Warp against the oracle -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """A picture to be drawn by two back ends."""
-
-    vertices: Tensor
-    faces: Tensor
-    camera: Camera
-    attributes: Tensor | FaceLabels | None
-    softness: float
-    depth_softness: float
-
-
-KINDS = (
-    "whole body",
-    "in the picture",
-    "partly outside",
-    "partly behind the camera",
-    "wholly behind the camera",
-    "one pixel tall",
-    "degenerate faces",
-    "vertices that are not finite",
-    "very near",
-    "very far",
-)
-
-
-def _case(body: BodyModel, seed: int) -> Case:
-    draw = torch.Generator().manual_seed(seed)
-    kind = KINDS[seed % len(KINDS)]
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=draw))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, dtype=F64)
-
-    distance = {
-        "partly behind the camera": 0.1,
-        "wholly behind the camera": -3.0,
-        "very near": 0.9,
-        "very far": 150.0,
-    }.get(kind, uniform(2.5, 5.0))
-    state = replace(
-        body.neutral(1),
-        global_orient=geometry.exp(normal(1, 1, 3)),
-        body_pose=geometry.exp(0.3 * normal(1, 21, 3)),
-        betas=normal(1, body.num_betas),
-        transl=0.15 * normal(1, 3) + torch.tensor([0, 0, distance]),
-    )
-    vertices, faces = body.vertices(state)[0], body.faces
-    if kind != "whole body":  # the oracle is slow
-        faces = faces[torch.randperm(len(faces), generator=draw)[:1200]]
-    if kind == "partly outside":
-        vertices = vertices + torch.tensor([0.25, 0.15, 0.0]) * distance
-    if kind == "degenerate faces":
-        faces = torch.cat([faces[:, [0, 0, 1]][:50], faces, faces[:, [2, 2, 2]][:50]])
-        vertices[faces[200:230, 0]] = vertices[faces[200:230, 1]].clone()
-    if kind == "vertices that are not finite":
-        vertices[::97] = torch.nan
-        vertices[5::97, 1] = torch.inf
-        vertices[9::97, 2] = -torch.inf
-    size = [int(uniform(20, 56)), int(uniform(20, 56))]
-    size = size if kind != "whole body" else [24, 24]
-    focal = 1.0 * distance if kind == "one pixel tall" else max(size) * uniform(0.7, 1.8)
-    focal = 60 * max(size) if kind == "very far" else focal
-    x, y = uniform(0.4, 0.6) * size[0], uniform(0.4, 0.6) * size[1]
-    intrinsics = torch.tensor([[focal, 1.1 * focal]], dtype=F64), torch.tensor([[x, y]], dtype=F64)
-    parts = torch.as_tensor(body.data.parts).long()
-    labels = parts if kind == "whole body" else torch.randint(-1, 15, (len(faces),), generator=draw)
-    attributes = (FaceLabels(labels, 15), normal(len(vertices), 3), None)[seed // len(KINDS) % 3]
-    return Case(
-        vertices.to(torch.float32)[None],
-        faces.long(),
-        Camera(*intrinsics, *size),
-        attributes,
-        uniform(0.3, 0.6 if kind == "whole body" else 1.5),
-        0.01 if seed % 4 else 0.05,
-    )
-
-
-def _drawn(case: Case, backend: str, dtype: torch.dtype) -> tuple[SoftImages, list[Tensor]]:
-    """The pictures, and the gradients of random linear functions of them to everything that has gradients."""
-    leaves = [case.vertices, case.camera.focal, case.camera.center]
-    leaves = [leaf.detach().clone().to(dtype).requires_grad_() for leaf in leaves]
-    attributes = case.attributes
-    if isinstance(attributes, Tensor):
-        attributes = attributes.detach().clone().to(dtype).requires_grad_()
-        leaves.append(attributes)
-    camera = replace(case.camera, focal=leaves[1], center=leaves[2])
-    images = soft_rasterize(
-        leaves[0], case.faces, camera, attributes, case.softness, case.depth_softness, backend=backend
-    )
-    draw = torch.Generator().manual_seed(0)
-    loss = images.silhouette.new_zeros(())
-    for image in (images.silhouette, images.attributes):
-        loss = loss + (image * torch.randn(image.shape, generator=draw, dtype=F64).to(image)).sum()
-    return images, list(torch.autograd.grad(loss, leaves))
-
-
-def _cosine(one: Tensor, two: Tensor) -> float:
-    one, two = one.detach().flatten().to(F64), two.detach().flatten().to(F64)
-    if float(one.norm()) < 1e-9 and float(two.norm()) < 1e-9:
-        return 1.0
-    return float(torch.nn.functional.cosine_similarity(one, two, 0, eps=1e-30))
-
-
 @needs_warp
 @pytest.mark.parametrize("seed", range(100))
 def test_warp_agrees_with_the_oracle(body: BodyModel, seed: int) -> None:
-    case = _case(body, seed)
-    expected, gradients = _drawn(case, "torch", F64)
-    got, ours = _drawn(case, "warp", torch.float32)
+    case = make_case(body, seed)
+    expected, gradients = drawn(case, "torch", F64)
+    got, ours = drawn(case, "warp", torch.float32)
     assert got.silhouette.dtype == torch.float32
     torch.testing.assert_close(got.silhouette.to(F64), expected.silhouette, atol=1e-4, rtol=0)
     torch.testing.assert_close(got.attributes.to(F64), expected.attributes, atol=1e-4, rtol=0)
     for mine, theirs in zip(ours, gradients, strict=True):
         assert bool(torch.isfinite(mine).all())
         assert bool(torch.isfinite(theirs).all())
-        assert _cosine(mine, theirs) >= 0.9999
+        assert cosine(mine, theirs) >= 0.9999
     kind = KINDS[seed % len(KINDS)]
     if kind != "partly behind the camera":  # of whom perhaps nothing lies in the picture
         assert bool((expected.silhouette > 0).any()) != (kind == "wholly behind the camera")
@@ -336,25 +215,14 @@ def test_corners_far_outside_cost_no_precision() -> None:
     corners = _at_pixels([[3.3, 2.2, 2.0], [9e5, -7e5, 1.1], [14.2, 8e5, 3.0], [-6e5, 9.1, 1.5]], camera)
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
     case = Case(corners, faces, camera, torch.randn(4, 2, dtype=F64), 0.6, 0.01)
-    expected, gradients = _drawn(case, "torch", F64)
-    got, ours = _drawn(case, "warp", F64)
+    expected, gradients = drawn(case, "torch", F64)
+    got, ours = drawn(case, "warp", F64)
     torch.testing.assert_close(got.silhouette, expected.silhouette, atol=1e-5, rtol=0)
     torch.testing.assert_close(got.attributes, expected.attributes, atol=1e-4, rtol=0)
-    assert _cosine(ours[0], gradients[0]) > 0.9999
+    assert cosine(ours[0], gradients[0]) > 0.9999
 
 
 # -- invariances -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def crowd(body: BodyModel) -> Case:
-    """Three people in pictures of three cameras."""
-    one = [_case(body, seed) for seed in (1, 11, 21)]
-    camera = Camera(
-        torch.cat([c.camera.focal for c in one]), torch.cat([c.camera.center for c in one]), 40, 30
-    )
-    values = torch.randn(3, one[0].vertices.shape[1], 2, generator=torch.Generator().manual_seed(3))
-    return Case(torch.cat([c.vertices for c in one]), one[0].faces, camera, values, 0.7, 0.01)
 
 
 @each_of_ours
@@ -377,17 +245,17 @@ def test_a_batch_is_its_people_one_by_one(crowd: Case, backend: str) -> None:
             if backend == "warp":
                 assert torch.equal(one, all_three[row : row + 1])
             else:
-                assert _cosine(one, all_three[row : row + 1]) > 1 - 1e-9
+                assert cosine(one, all_three[row : row + 1]) > 1 - 1e-9
 
 
 @each_of_ours
 def test_the_order_of_the_faces_does_not_matter(crowd: Case, backend: str) -> None:
     order = torch.randperm(len(crowd.faces), generator=torch.Generator().manual_seed(2))
-    one, gradients = _drawn(crowd, backend, torch.float32)
-    two, shuffled = _drawn(replace(crowd, faces=crowd.faces[order].roll(1, 1)), backend, torch.float32)
+    one, gradients = drawn(crowd, backend, torch.float32)
+    two, shuffled = drawn(replace(crowd, faces=crowd.faces[order].roll(1, 1)), backend, torch.float32)
     torch.testing.assert_close(one.silhouette, two.silhouette, atol=1e-5, rtol=0)
     torch.testing.assert_close(one.attributes, two.attributes, atol=1e-4, rtol=0)
-    assert _cosine(gradients[0], shuffled[0]) > 1 - 1e-6
+    assert cosine(gradients[0], shuffled[0]) > 1 - 1e-6
 
 
 @pytest.fixture
@@ -412,7 +280,7 @@ def test_threads_change_no_bit(crowd: Case, people: int, labelled: bool) -> None
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        images, gradients = _drawn(few, "warp", torch.float32)
+        images, gradients = drawn(few, "warp", torch.float32)
         results.append([images.silhouette, images.attributes, *gradients[:1]])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -479,113 +347,3 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
 def test_wrong_labels_are_named(labels: Tensor, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FaceLabels(labels, count)
-
-
-def test_a_back_end_that_is_not_installed_says_how_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        backends, "_problem", lambda name: None if name == "torch" else "ModuleNotFoundError: gone"
-    )
-    assert available_backends() == ("torch",)
-    assert backend_names() == ("warp", "torch", "pytorch3d", "nvdiffrast")
-    for name in ("warp", "pytorch3d"):
-        with pytest.raises(
-            RuntimeError, match=f"back end {name}: .* does not load .*gone.*; install it with: pip"
-        ):
-            backends.get_backend(name)
-    assert backends.get_backend(None) is backends.get_backend("torch")
-
-
-@needs_warp
-def test_warp_is_the_default_starts_in_silence_and_leaves_its_settings_alone() -> None:
-    script = (
-        "import torch; from fitkit.camera import Camera; from fitkit.render import soft_rasterize; "
-        "import warp; before = warp.config.log_level; "
-        "v = torch.tensor([[[-1.0, -1, 2], [1, -1, 2], [0, 1, 2]]], requires_grad=True); "
-        "soft_rasterize(v, torch.tensor([[0, 1, 2]]), Camera.from_size(8, 8)).silhouette.sum().backward(); "
-        "assert 'fitkit.render._warp_soft' in __import__('sys').modules; "
-        "assert warp.config.log_level == before"
-    )
-    root = Path(__file__).resolve().parents[1]
-    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
-    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
-
-
-@needs_warp
-@pytest.mark.parametrize("name", ["_warp_soft_kernels", "_warp_hard"])
-def test_the_kernels_compile_for_cuda(tmp_path: Path, name: str) -> None:
-    import importlib
-
-    import warp as wp
-
-    module = importlib.import_module(f"fitkit.render.{name}")
-    try:
-        wp.compile_aot_module(module, arch=75, module_dir=str(tmp_path), use_ptx=True, strip_hash=True)
-    except RuntimeError as error:
-        if "CUDA" in str(error) and "enabled" in str(error):
-            pytest.skip(f"this build of Warp has no CUDA compiler: {error}")
-        raise
-    (ptx,) = tmp_path.rglob("*.ptx")
-    kernels = {"_warp_soft_kernels": ("set_up", "cover", "blend", "differentiate"), "_warp_hard": ("lay",)}[
-        name
-    ]
-    assert all(f".entry {kernel}_" in ptx.read_text() for kernel in kernels)
-
-
-@pytest.mark.parametrize("seed", [1, 11, 2, 22])
-def test_pytorch3d_agrees_where_it_keeps_enough_faces(
-    body: BodyModel, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pytorch3d", reason="pytorch3d is not installed (it is built from source)")
-    case = replace(_case(body, seed), softness=0.5)
-    expected, gradients = _drawn(case, "torch", F64)
-    draw = partial(_pytorch3d_soft.render, faces_per_pixel=400)
-    monkeypatch.setattr(soft, "get_backend", lambda name, device: draw)
-    got, theirs = _drawn(case, "pytorch3d", torch.float32)
-    torch.testing.assert_close(got.silhouette.to(F64), expected.silhouette, atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.attributes.to(F64), expected.attributes, atol=1e-3, rtol=0)
-    if case.attributes is None:
-        assert _cosine(theirs[0], gradients[0]) > 0.9999
-    else:  # few faces seen from the side have gradients of any length in pytorch3d
-        touched = gradients[0].norm(dim=-1) > 1e-3
-        error = (theirs[0] - gradients[0]).norm(dim=-1)[touched] / gradients[0].norm(dim=-1)[touched]
-        assert float(error.quantile(0.9)) < 1e-2
-
-
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.mark.gpu
-@gpu
-@each_of_ours
-def test_the_gpu_draws_what_the_cpu_draws(crowd: Case, backend: str) -> None:
-    expected, gradients = _drawn(crowd, backend, torch.float32)
-    assert isinstance(crowd.attributes, Tensor)
-    moved = replace(
-        crowd,
-        vertices=crowd.vertices.cuda(),
-        faces=crowd.faces.cuda(),
-        camera=crowd.camera.to("cuda"),
-        attributes=crowd.attributes.cuda(),
-    )
-    got, theirs = _drawn(moved, backend, torch.float32)
-    assert got.silhouette.is_cuda
-    torch.testing.assert_close(got.silhouette.cpu(), expected.silhouette, atol=1e-5, rtol=0)
-    torch.testing.assert_close(got.attributes.cpu(), expected.attributes, atol=1e-4, rtol=0)
-    for mine, other in zip(gradients, theirs, strict=True):
-        assert _cosine(mine, other.cpu()) > 0.9999
-
-
-@pytest.mark.gpu
-@gpu
-def test_nvdiffrast_sees_the_same_body(crowd: Case) -> None:
-    pytest.importorskip("nvdiffrast", reason="nvdiffrast is not installed (it is built from source)")
-    vertices = crowd.vertices.cuda().requires_grad_()
-    images = [
-        soft_rasterize(vertices, crowd.faces.cuda(), crowd.camera.to("cuda"), softness=0.3, backend=backend)
-        for backend in ("nvdiffrast", "torch")
-    ]
-    one, two = (image.silhouette > 0.5 for image in images)
-    assert int((one & two).sum()) > 0.8 * int((one | two).sum())
-    (gradient,) = torch.autograd.grad(images[0].silhouette.sum(), vertices)
-    assert bool(torch.isfinite(gradient).all())
-    assert bool(gradient.any())

@@ -36,6 +36,7 @@ class Skeleton:
     rest_dirs: Tensor
     jumps: tuple[Tensor, ...] = field(init=False)
     ancestors: Tensor = field(init=False)
+    above: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         count = len(self.parents)
@@ -50,6 +51,8 @@ class Skeleton:
             if parent >= 0:
                 ancestors[joint] += ancestors[parent]
         object.__setattr__(self, "jumps", tuple(jumps))
+        above = torch.tensor([max(parent, 0) for parent in self.parents], device=self.rest.device)
+        object.__setattr__(self, "above", above)
         object.__setattr__(self, "ancestors", ancestors.to(self.rest.device))
 
     def __len__(self) -> int:

@@ -288,10 +288,15 @@ class BodyModel:
     @cached_property
     @torch.inference_mode(False)
     def anchors(self) -> Int[Tensor, " M"]:
-        """Some hundred vertices that lie evenly on the body: the named subset where there is one."""
-        subset = self.data.subset431
-        chosen = np.arange(0, len(self.data.v_template), 16) if subset is None else subset.astype(np.int64)
-        return torch.as_tensor(chosen, device=self.device)
+        """Some hundred vertices that lie evenly on the body: its named subset, or else the farthest of each other."""
+        if self.data.subset431 is not None:
+            return torch.as_tensor(self.data.subset431.astype(np.int64), device=self.device)
+        points = self._tensors["v_template"]
+        chosen, away = [0], torch.full_like(points[:, 0], torch.inf)
+        for _ in range(min(431, len(points)) - 1):
+            away = torch.minimum(away, (points - points[chosen[-1]]).norm(dim=1))
+            chosen.append(int(away.argmax()))
+        return torch.tensor(chosen, device=self.device)
 
     @cached_property
     @torch.inference_mode(False)

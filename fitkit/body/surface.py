@@ -78,7 +78,7 @@ class Skin:
         """
         pairs, mass = self._pairs(posed)
         turned, place = posed.transforms[..., :3], posed.transforms[..., 3]
-        hangs = self.skeleton.ancestors.to(pairs.dtype)
+        hangs = self.skeleton.ancestors
         below = torch.einsum("bnjc,ja->bnac", pairs, hangs)
         arm = below - (mass @ hangs)[..., None] * place[:, None]
         # (G_a e_i) x arm for the three axes i of every joint a
@@ -110,10 +110,9 @@ class Skin:
         size = posed.shape.shape[1]
         turned, skeleton = posed.transforms[..., :3], self.skeleton
         bones = skeleton.rest_dirs[:size].view(size, len(skeleton), 3).permute(1, 2, 0)
-        above = [max(parent, 0) for parent in skeleton.parents]
-        grown = turned[:, above] @ bones
+        grown = turned[:, skeleton.above] @ bones
         grown[:, 0] = bones[0]
-        place = torch.einsum("ja,bacs->bjcs", skeleton.ancestors.to(mass.dtype), grown)
+        place = torch.einsum("ja,bacs->bjcs", skeleton.ancestors, grown)
         place = place - turned @ self.joint_dirs[..., :size]
         surface = carry.transpose(2, 3).flatten(3) @ self.dirs[..., :size].flatten(2, 3)
         return surface + torch.einsum("bnj,bjcs->bncs", mass, place)

@@ -106,6 +106,14 @@ def oks(
     return similar.sum(-1) / seen.sum(-1).clamp_min(1)
 
 
+def box_iou(first: Float[Tensor, "P 4"], second: Float[Tensor, "T 4"]) -> Float[Tensor, "P T"]:
+    """Intersection over union of boxes x, y, w, h; 0 of empty ones."""
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:])
+    both = (high - low).clamp_min(0).prod(-1)
+    return both / (first[:, 2:].prod(1)[:, None] + second[:, 2:].prod(1)[None] - both).clamp_min(1e-9)
+
+
 def match_people(similarity: Float[Tensor, "P T"], threshold: float = 0.5) -> Int[Tensor, " T"]:
     """Which output is which annotated person: one to one, the most similar pair first.
 

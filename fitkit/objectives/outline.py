@@ -26,8 +26,8 @@ class _Field(Rows):
     """A mask made ready.
 
     Attributes:
-        distance: `(B, S, S)` from each pixel of the view to the mask, pixels of the photo; of somebody whom
-            the photo cuts off, the mask goes on.
+        distance: `(B, S, S)` from each pixel of the view to the mask, pixels of the photo; 0 where
+            nothing is known, beyond the photo.
         box: `(B, 4)` x, y, w, h of the view, pixels of the photo.
         outline: `(B, Q, 2)` pixels of the photo.
         there: `(B, Q)` 1 for points of the outline, 0 for padding.
@@ -80,7 +80,7 @@ class Outline(Objective):
         field, skin = self._field(obs), self._skin(pred, obs)
         pixels = obs.camera.project(pred.surface(skin))
         many = pixels.shape[1] - field.outline.shape[1]
-        distance, _ = _sample(field, pixels[:, :many])
+        distance, _ = _sample(field, pixels[:, :many], obs)
         outside = torch.stack([distance, torch.zeros_like(distance)], -1)
         rows = torch.cat([outside, pixels[:, many:] - field.outline], 1) / (self.sigma * field.extent)
         inside = torch.full_like(distance, EFFECTIVE_POINTS / many) * field.there.amax(1, keepdim=True)
@@ -92,7 +92,7 @@ class Outline(Objective):
         points, jacobian = pred.surface_jacobian(skin)
         moved, pixels = obs.camera.project_jacobian(points, jacobian), obs.camera.project(points)
         many = pixels.shape[1] - field.outline.shape[1]
-        _, slope = _sample(field, pixels[:, :many])
+        _, slope = _sample(field, pixels[:, :many], obs)
         outside = (slope[..., None] * moved[:, :many]).sum(2, keepdim=True)
         outside = torch.cat([outside, torch.zeros_like(outside)], 2)
         return torch.cat([outside, moved[:, many:]], 1) / (self.sigma * field.extent)[..., None]
@@ -120,9 +120,9 @@ def _nearest(pixels: Float[Tensor, "B V 2"], outline: Float[Tensor, "B Q 2"]) ->
 def _prepare(obs: Observation, size: int, count: int) -> _Field:
     view, inside = view_of(obs, "mask", size), mask_in_view(obs, size) > 0.5
     unit = view.box[:, 2, None, None] / size
-    # Distances are between the centres of pixels; the mask ends half a pixel from the centre of its last one.
-    further = mask_in_view(obs, size, beyond=True) > 0.5
-    distance = (distance_to(further) - 0.5).clamp_min(0).to(unit.dtype) * unit
+    # Distances are between the centres of pixels; the mask ends half a pixel from the centre of its last one. Beyond
+    # the photo nothing is known: being there costs nothing.
+    distance = (distance_to(inside | (view.known <= 0.5)) - 0.5).clamp_min(0).to(unit.dtype) * unit
     # A pixel of the mask next to one that is surely not: where the photo ends, the person may go on.
     empty = torch.nn.functional.pad(((view.known > 0.5) & ~inside).to(unit.dtype), (1, 1, 1, 1))
     left, right, above, below = (
@@ -145,9 +145,14 @@ def _prepare(obs: Observation, size: int, count: int) -> _Field:
     return _Field(distance, view.box, outline, there, extent)
 
 
-def _sample(field: _Field, pixels: Float[Tensor, "B N 2"]) -> tuple[Float[Tensor, "B N"], Tensor]:
-    """Distance at pixels of the photo, bilinear, and its slope `(B, N, 2)`; beyond the view it goes on growing."""
-    size = field.distance.shape[-1]
+def _sample(
+    field: _Field, pixels: Float[Tensor, "B N 2"], obs: Observation
+) -> tuple[Float[Tensor, "B N"], Tensor]:
+    """Distance at pixels, bilinear, and its slope `(B, N, 2)`; it grows beyond the view, and ends with the photo."""
+    size, wanted = field.distance.shape[-1], pixels
+    x, y = pixels.unbind(-1)
+    pixels = torch.stack([x.clamp(0, obs.camera.width), y.clamp(0, obs.camera.height)], -1)
+    photo = (wanted == pixels).to(pixels.dtype)
     unit = field.box[:, None, 2:] / size
     place = (pixels - field.box[:, None, :2]) / unit - 0.5
     within = place.clamp(0, size - 1)
@@ -163,4 +168,4 @@ def _sample(field: _Field, pixels: Float[Tensor, "B N 2"]) -> tuple[Float[Tensor
     inner = (beyond == 0).to(along.dtype)
     far = torch.sqrt((beyond * beyond).sum(-1) + 1e-12) - 1e-6
     slope = along * inner + beyond / (far + 1e-6)[..., None] * (1 - inner)
-    return top + (bottom - top) * y + far, slope
+    return top + (bottom - top) * y + far, slope * photo

@@ -23,6 +23,8 @@ from fitkit.prediction import Prediction
 from fitkit.render import FaceLabels, SoftImages, backend_names, soft_rasterize, vertex_normals
 
 R = TypeVar("R", bound="Rendered")
+# Pixels; sharper than that no neighbouring pixel is reached, and numbers begin to underflow.
+_SHARPEST = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,24 @@ class Rendered(Objective):
     """
 
     dense = True
+    # These, and the softness, were chosen on motion of training subjects (benchmarks/dense.py --motion).
     usual_sigma = 0.01
 
     def __init__(
         self, size: int = 64, softness: float = 0.35, sigma: float | None = None, backend: str | None = None
     ) -> None:
-        if not (isinstance(size, int) and 8 <= size <= 1024):
+        if isinstance(size, bool) or not (isinstance(size, int) and 8 <= size <= 1024):
             raise ValueError(
                 f"objective {self.name}: size is {size}, expected a whole number of pixels, 8..1024"
             )
         sigma = self.usual_sigma if sigma is None else sigma
-        for name, value in (("softness", softness), ("sigma", sigma)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"objective {self.name}: {name} is {value}, expected a positive number")
+        if not 0 < sigma < float("inf"):
+            raise ValueError(f"objective {self.name}: sigma is {sigma}, expected a positive number")
+        if not _SHARPEST <= softness <= size / 16:
+            raise ValueError(
+                f"objective {self.name}: softness is {softness}, expected {_SHARPEST} to {size / 16} pixels (a "
+                "sixteenth of the window)"
+            )
         if backend is not None and backend not in backend_names():
             raise ValueError(f"objective {self.name}: backend {backend!r}, expected one of {backend_names()}")
         self.size, self.softness, self.sigma, self.backend = size, softness, sigma, backend
@@ -66,7 +73,9 @@ class Rendered(Objective):
     def widened(self: R, factor: float | None) -> R:
         """The same term, rendered that much softer: its pull reaches farther."""
         wider = super().widened(factor)
-        return wider if factor is None else wider._with(softness=self.softness * factor)
+        if factor is None:
+            return wider
+        return wider._with(softness=min(max(self.softness * factor, _SHARPEST), self.size / 16))
 
     @abstractmethod
     def misfit(self, pred: Prediction, obs: Observation) -> Float[Tensor, " B"]:

@@ -6,7 +6,6 @@ Nothing is rendered: a pixel whose place on the body is known is a keypoint like
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -24,28 +23,11 @@ from fitkit.prediction import Prediction
 EFFECTIVE_POINTS = 30.0
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What does not change while a person is fitted.
-
-    Attributes:
-        skin: of the points.
-        target: `(B, N, d)` pixels or metres.
-        weight: `(B, N)`.
-        extent: `(B, 1, 1)` what a row is relative to: the person's size in pixels; 1 for metres.
-    """
-
-    skin: Skin
-    target: Tensor
-    weight: Tensor
-    extent: Tensor
-
-
 class SurfaceTerm(Objective):
     """Distance of points of the surface from where they were seen; subclasses say which points.
 
-    Rows are pixels / (sigma * extent), where the extent is the longer side of the box of the person's points; for
-    points seen in space they are metres / sigma_metres.
+    Rows are pixels / (sigma * extent), where the extent is the longer side of the person's box where the observation
+    has one, or of the box of the points where that is larger; for points seen in space they are metres / sigma_metres.
 
     Args:
         sigma: noise of a point in the photo, as a fraction of the extent.
@@ -66,34 +48,42 @@ class SurfaceTerm(Objective):
         """The points, on the body of the prediction."""
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
-        seen = self._seen(pred, obs)
-        points = pred.surface(seen.skin)
-        place = points if seen.target.shape[-1] == 3 else obs.camera.project(points)
-        return Residual((place - seen.target) / self._scale(seen), seen.weight)
+        _, _, target, weight, _ = self._seen(pred, obs)
+        points = pred.surface(self._skin(pred, obs))
+        place = points if target.shape[-1] == 3 else obs.camera.project(points)
+        return Residual((place - target) / self._scale(pred, obs), weight)
 
     def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B N d D"]:
-        seen = self._seen(pred, obs)
-        points, jacobian = pred.surface_jacobian(seen.skin)
-        if seen.target.shape[-1] == 2:
+        points, jacobian = pred.surface_jacobian(self._skin(pred, obs))
+        if self._seen(pred, obs)[2].shape[-1] == 2:
             jacobian = obs.camera.project_jacobian(points, jacobian)
-        return jacobian / self._scale(seen)[..., None]
+        return jacobian / self._scale(pred, obs)[..., None]
 
-    def _scale(self, seen: _Seen) -> Tensor:
-        return seen.extent * (self.sigma if seen.target.shape[-1] == 2 else self.sigma_metres)
+    def _scale(self, pred: Prediction, obs: Observation) -> Tensor:
+        _, _, target, _, extent = self._seen(pred, obs)
+        return extent * (self.sigma if target.shape[-1] == 2 else self.sigma_metres)
 
-    def _seen(self, pred: Prediction, obs: Observation) -> _Seen:
-        joints = pred.posed.transforms.shape[1]
+    def _skin(self, pred: Prediction, obs: Observation) -> Skin:
+        vertex, share, *_ = self._seen(pred, obs)
+        key = (*self._key(pred), pred.posed.transforms.shape[1])
+        return obs.once(key, lambda: pred.skin(vertex, share))
 
-        def prepare() -> _Seen:
+    def _seen(self, pred: Prediction, obs: Observation) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Corners `(B, N, 3)` and their shares, targets `(B, N, d)`, weights `(B, N)` and extents `(B, 1, 1)`."""
+
+        def prepare() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             points, dtype = self.correspondences(pred, obs), pred.body.dtype
-            skin = pred.skin(pred.body.faces[points.face], points.barycentric.to(dtype))
             there = points.confidence > 0
             share = (EFFECTIVE_POINTS / there.sum(1, keepdim=True).clamp_min(1)).clamp_max(1)
             target = points.target.to(dtype).masked_fill(~there[..., None], 0)
-            return _Seen(skin, target, (points.confidence * share).to(dtype), _extent(target, there))
+            corners, weight = pred.body.faces[points.face], (points.confidence * share).to(dtype)
+            return corners, points.barycentric.to(dtype), target, weight, _extent(target, there, obs)
 
+        return obs.once(self._key(pred), prepare)
+
+    def _key(self, pred: Prediction) -> tuple[object, ...]:
         # Not by settings of the noise, which a stage may change, but by what the points depend on.
-        return obs.once((type(self), self._chosen(), pred.body, joints), prepare)
+        return type(self), self._chosen(), pred.body
 
     def _chosen(self) -> object:
         """What else the points depend on."""
@@ -164,10 +154,13 @@ class IUV(SurfaceTerm):
         return self.count
 
 
-def _extent(target: Tensor, there: Tensor) -> Tensor:
-    """`(B, 1, 1)`: longer side of the box of a person's points in pixels, at least 1; 1 for points in space."""
+def _extent(target: Tensor, there: Tensor, obs: Observation) -> Tensor:
+    """`(B, 1, 1)`: size of a person in pixels, at least 1; 1 for points in space."""
     if target.shape[-1] == 3:
         return torch.ones_like(target[:, :1, :1])
     low = target.masked_fill(~there[..., None], torch.inf).amin(1)
     high = target.masked_fill(~there[..., None], -torch.inf).amax(1)
-    return (high - low).amax(1).clamp_min(1)[:, None, None]
+    size = (high - low).amax(1)
+    if obs.box is not None:  # a few points, or those of one limb, span little of a person
+        size = torch.maximum(size, obs.box[:, 2:].amax(1).to(size))
+    return size.clamp_min(1)[:, None, None]

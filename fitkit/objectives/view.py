@@ -11,14 +11,13 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.camera import Camera
-from fitkit.maps import window
+from fitkit.maps import foreground_box, window
 from fitkit.observation import Observation
 
 # Side of the window in sizes of the person: room for limbs that stick out before they are fitted.
 _ROOM = 1.4
-# Faces within reach of a pixel at the edge of the silhouette, per face of the body and pixel of the window: 100 of
-# 13,756 at 64 pixels.
-_EDGE_FACES = 0.465
+# Faces within reach of a pixel at the edge of the silhouette, over sqrt(faces) * softness / size.
+_EDGE_FACES = 17.0
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,15 @@ def photo_box(obs: Observation) -> Float[Tensor, "B 4"]:
     return box.expand(len(obs), 4)
 
 
-def mask_in_view(obs: Observation, size: int, beyond: bool = False) -> Float[Tensor, "B S S"]:
-    """The person's mask in the view, share of each pixel; made once.
-
-    Args:
-        beyond: whether somebody whom the photo cuts off goes on outside of it, straight.
-    """
+def mask_in_view(obs: Observation, size: int) -> Float[Tensor, "B S S"]:
+    """The person's mask in the view, share of each pixel; made once."""
 
     def make() -> Tensor:
         assert obs.mask is not None  # checked by Problem: `requires`
         mask = obs.mask[:, None].to(obs.camera.focal.dtype)
-        return window(mask, photo_box(obs), view_of(obs, "mask", size).box, size, beyond)[:, 0]
+        return window(mask, photo_box(obs), view_of(obs, "mask", size).box, size)[:, 0]
 
-    return obs.once(("mask", size, beyond), make)
+    return obs.once(("mask", size), make)
 
 
 def softened(
@@ -87,8 +82,8 @@ def softened(
     A body of thousands of small faces is drawn too large: each face that reaches a pixel from outside adds to it, and
     the silhouette `1 - (1 - D)^N` of N faces with `D = sigmoid(-d^2 / softness^2)` crosses one half about two
     softnesses away. Compared with the plain mask, the best body would be too thin by as much, or too far away;
-    compared with this, it is where it should be (N is measured on the open body so that it is; the distance goes with
-    the square root of log N only, and N with the faces per pixel along the edge).
+    compared with this, it is where it should be. N goes with the faces along the edge that are within reach; its factor
+    is the one that puts the open body at the right depth, at 32 to 224 pixels and softnesses of 0.1 to 3.
 
     Args:
         shown: of the view at `n = 2 size` pixels, over a half where the person is.
@@ -98,13 +93,15 @@ def softened(
         faces: of the body.
     """
     inside, sure = shown > 0.5, known > 0.5
-    # At four times the softness a face is no longer seen. What is not known is no edge of the person.
+    # At four times the softness a face is no longer seen. What is not known is no edge of the person. Distances are
+    # between the centres of pixels, whose edge is half a pixel nearer.
     reach = math.ceil(4 * softness * shown.shape[-1] / size) + 1
-    signed = distance_to(inside, reach) - distance_to(sure & ~inside, reach)
+    outside, within = distance_to(inside, reach) - 0.5, distance_to(sure & ~inside, reach) - 0.5
+    signed = outside.clamp_min(0) - within.clamp_min(0)
     signed = torch.nn.functional.avg_pool2d(signed[:, None], 2)[:, 0] * (size / shown.shape[-1])
     apart = (signed / softness).to(known.dtype)
     silent = torch.nn.functional.logsigmoid(apart * apart.abs())  # log(1 - D)
-    return (-torch.expm1(_EDGE_FACES * faces / size * silent)).to(shown.dtype)
+    return (-torch.expm1(_EDGE_FACES * math.sqrt(faces) * softness / size * silent)).to(shown.dtype)
 
 
 def distance_to(region: Tensor, reach: int | None = None) -> Float[Tensor, "B h w"]:
@@ -141,29 +138,11 @@ def _square(obs: Observation, part: str) -> Tensor:
     whole = photo_box(obs)
     if part == "mask":
         assert obs.mask is not None  # checked by Problem: `requires`
-        low, high = _foreground(obs.mask > 0.5, whole)
-    elif part == "parts":
-        assert obs.parts is not None
-        low, high = _foreground((obs.parts.probability[:, -1] * obs.parts.confidence) > 0.5, obs.parts.box)
+        found = foreground_box(obs.mask > 0.5, whole)
     else:
-        assert obs.normals is not None
-        low, high = _foreground(obs.normals.confidence > 0, obs.normals.box)
-    empty = ~torch.isfinite(low).all(1, keepdim=True)
-    low = torch.where(empty, whole[:, :2], low)
-    high = torch.where(empty, whole[:, :2] + whole[:, 2:], high)
-    side = _ROOM * (high - low).amax(1, keepdim=True)
-    return torch.cat([(low + high - side) / 2, side.expand(-1, 2)], 1)
-
-
-def _foreground(shown: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest corner `(B, 2)` of what is shown, pixels of the photo; infinite where nothing is."""
-    corners = []
-    for axis, length in ((1, shown.shape[2]), (2, shown.shape[1])):
-        step = torch.arange(length, device=box.device, dtype=box.dtype)
-        line = shown.any(axis)
-        first = torch.where(line, step, torch.inf).amin(1)
-        last = torch.where(line, step + 1, -torch.inf).amax(1)
-        origin, unit = box[:, axis - 1 : axis][:, 0], box[:, axis + 1] / length
-        corners.append((origin + first * unit, origin + last * unit))
-    (left, right), (top, bottom) = corners
-    return torch.stack([left, top], 1), torch.stack([right, bottom], 1)
+        seen = obs.parts if part == "parts" else obs.normals
+        assert seen is not None
+        found = foreground_box(seen.shown(), seen.box)
+    found = torch.where(found[:, 2:3] > 0, found, whole)
+    side = _ROOM * found[:, 2:].amax(1, keepdim=True)
+    return torch.cat([found[:, :2] + (found[:, 2:] - side) / 2, side.expand(-1, 2)], 1)

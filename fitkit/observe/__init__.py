@@ -21,6 +21,7 @@ from fitkit.observe.maps import (
     part_map_from_file,
     part_map_from_probabilities,
 )
+from fitkit.observe.matching import maps_for
 from fitkit.observe.mediapipe_graph import DetectorUnavailable
 from fitkit.observe.part_labels import Vocabulary, vocabulary, vocabulary_names
 from fitkit.observe.people import choose_people, observe, photo_camera
@@ -36,6 +37,7 @@ __all__ = [
     "densepose_from_png",
     "keypoints_from_file",
     "load_image",
+    "maps_for",
     "mask_from_file",
     "normals_from_file",
     "observation_from_keypoints",

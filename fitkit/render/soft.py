@@ -91,6 +91,8 @@ def soft_rasterize(
     torch.Size([1, 6, 8])
     """
     _check_numbers(softness=softness, depth_softness=depth_softness)
+    if softness < 1e-3:
+        raise ValueError(f"softness must be at least 0.001 pixels, got {softness}")
     if not 0.05 <= near < FARTHEST:
         raise ValueError(f"near must be at least 0.05 m, got {near}")
     _check_mesh(vertices, faces, camera)
@@ -98,6 +100,8 @@ def soft_rasterize(
     if isinstance(attributes, FaceLabels):
         labels = _checked_labels(attributes, faces)
     elif attributes is not None:
+        if not isinstance(attributes, Tensor):
+            raise ValueError(f"attributes must be a tensor or FaceLabels, got {type(attributes).__name__}")
         values = _checked_values(attributes, vertices)
     scene = Scene(
         _corners(vertices, camera, near),
@@ -152,6 +156,8 @@ def _check_mesh(vertices: Tensor, faces: Tensor, camera: Camera) -> None:
         raise ValueError(
             f"vertices must be float32 or float64 of shape (B, V, 3), got {shape} {vertices.dtype}"
         )
+    if vertices.shape[1] == 0:
+        raise ValueError("vertices must be at least one per body, got none")
     if faces.ndim != 2 or faces.shape[-1] != 3 or faces.is_floating_point() or faces.dtype == torch.bool:
         raise ValueError(f"faces must be integers of shape (F, 3), got {tuple(faces.shape)} {faces.dtype}")
     if len(camera) != len(vertices):
