@@ -197,6 +197,8 @@ def _same_aspect(found: tuple[int, int], whole: tuple[float, float], name: str, 
 def thin(values: np.ndarray, side: int) -> np.ndarray:
     """Maps `(..., h, w)` whose longer side is at most `side`: of larger ones the pixel nearest to each new centre."""
     height, width = values.shape[-2:]
+    if side < 8:
+        raise ValueError(f"side is {side}, expected at least 8 pixels")
     if max(height, width) <= side:
         return values
     scale = side / max(height, width)
@@ -214,6 +216,8 @@ def resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
 def average(values: np.ndarray, side: int) -> np.ndarray:
     """As `thin`, by averages: of masks and probabilities."""
     height, width = values.shape[-2:]
+    if side < 8:
+        raise ValueError(f"side is {side}, expected at least 8 pixels")
     if max(height, width) <= side:
         return values
     scale = side / max(height, width)
