@@ -68,7 +68,7 @@ class Observation(Rows):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not isinstance(value, _KINDS[field.name]):
+            if value is not None and not isinstance(value, _KINDS.get(field.name, (object,))):
                 names = " or ".join(kind.__name__ for kind in _KINDS[field.name])
                 raise ValueError(f"observation: {field.name} is {type(value).__name__}, expected {names}")
             if isinstance(value, Tensor | Rows) and len(value) != len(self.camera):  # type: ignore[arg-type]

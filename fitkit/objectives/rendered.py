@@ -40,7 +40,7 @@ class Rendered(Objective):
     """A term that compares pictures.
 
     Args:
-        size: of the window, pixels; it is 1.4 times as large as the person.
+        size: of the window, pixels, None for the term's `usual_size`; it is 1.4 times as large as the person.
         softness: of the rasteriser, pixels of the window.
         sigma: share of the person's area that is expected not to fit, None for the term's `usual_sigma`; the value
             is that share / sigma.
@@ -48,12 +48,18 @@ class Rendered(Objective):
     """
 
     dense = True
-    # These, and the softness, were chosen on motion of training subjects (benchmarks/dense.py --motion).
+    usual_size = 64
+    # These, the sizes and the softness were chosen on motion of training subjects (benchmarks/dense.py --motion).
     usual_sigma = 0.01
 
     def __init__(
-        self, size: int = 64, softness: float = 0.35, sigma: float | None = None, backend: str | None = None
+        self,
+        size: int | None = None,
+        softness: float = 0.35,
+        sigma: float | None = None,
+        backend: str | None = None,
     ) -> None:
+        size = self.usual_size if size is None else size
         if isinstance(size, bool) or not (isinstance(size, int) and 8 <= size <= 1024):
             raise ValueError(
                 f"objective {self.name}: size is {size}, expected a whole number of pixels, 8..1024"
@@ -150,6 +156,7 @@ class Parts(Rendered):
 
     name = "parts"
     requires = frozenset({"parts"})
+    usual_size = 96  # borders between parts are finer than the outline
     usual_sigma = 0.02
 
     def misfit(self, pred: Prediction, obs: Observation) -> Tensor:
