@@ -196,13 +196,19 @@ def _same_aspect(found: tuple[int, int], whole: tuple[float, float], name: str, 
 
 def thin(values: np.ndarray, side: int) -> np.ndarray:
     """Maps `(..., h, w)` whose longer side is at most `side`: of larger ones the pixel nearest to each new centre."""
-    height, width = values.shape[-2:]
+    size = _thinned(values, side)
+    return values if size is None else resize(values, *size)
+
+
+def _thinned(values: np.ndarray, side: int) -> tuple[int, int] | None:
+    """Height and width of maps `(..., h, w)` whose longer side is at most `side`; None where it is."""
     if side < 8:
         raise ValueError(f"side is {side}, expected at least 8 pixels")
+    height, width = values.shape[-2:]
     if max(height, width) <= side:
-        return values
+        return None
     scale = side / max(height, width)
-    return resize(values, max(1, round(height * scale)), max(1, round(width * scale)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -215,14 +221,10 @@ def resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def average(values: np.ndarray, side: int) -> np.ndarray:
     """As `thin`, by averages: of masks and probabilities."""
-    height, width = values.shape[-2:]
-    if side < 8:
-        raise ValueError(f"side is {side}, expected at least 8 pixels")
-    if max(height, width) <= side:
+    size = _thinned(values, side)
+    if size is None:
         return values
-    scale = side / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    flat = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(1, -1, height, width)
+    flat = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(1, -1, *values.shape[-2:])
     return torch.nn.functional.adaptive_avg_pool2d(flat, size).numpy().reshape(*values.shape[:-2], *size)
 
 
