@@ -16,6 +16,7 @@ from statistics import median
 
 import torch
 from _common import Report, data_folder, options, sync
+from _prior_tasks import vertex_error
 from _problems import LAYOUT, MOTION, Problems, load_poses, make_problems, objective
 from torch import Tensor
 
@@ -120,18 +121,12 @@ def disturbed(iuv: object) -> IUVMap:
 def errors(body: BodyModel, state: State, truth: State) -> dict[str, Tensor]:
     """Millimetres, one per person."""
     joints, wanted = body.joints(state)[:, :22], body.joints(truth)[:, :22]
-    mine, theirs = body.vertices(state), body.vertices(truth)
-    around = (mine - joints[:, :1]) - (theirs - wanted[:, :1])
-    rest = replace(body.neutral(len(state)), betas=state.betas)
-    rest_truth = replace(body.neutral(len(state)), betas=truth.betas)
-    shape = (body.vertices(rest) - body.joints(rest)[:, :1]) - (
-        body.vertices(rest_truth) - body.joints(rest_truth)[:, :1]
-    )
+    rest, rest_truth = (replace(body.neutral(len(part)), betas=part.betas) for part in (state, truth))
     return {
         "MPJPE": 1e3 * mpjpe(joints, wanted, [0]),
         "PA-MPJPE": 1e3 * pa_mpjpe(joints, wanted),
-        "MPVPE": 1e3 * around.norm(dim=-1).mean(1),
-        "shape error": 1e3 * shape.norm(dim=-1).mean(1),
+        "MPVPE": 1e3 * vertex_error(body, state, truth),
+        "shape error": 1e3 * vertex_error(body, rest, rest_truth),
         "depth error": 1e3 * (state.transl - truth.transl)[:, 2].abs(),
     }
 

@@ -399,7 +399,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_draws_with_warp(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("warp")
+    pytest.importorskip("warp", reason="warp-lang is not installed: pip install warp-lang")
     seen = fitkit.doctor._warp()
     assert (seen.state, seen.needed) == ("ok", False)
     assert "cpu" in seen.detail

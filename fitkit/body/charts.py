@@ -432,9 +432,7 @@ def _read_fields(path: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         content: dict[str, Any] = loadmat(path)
-    except (
-        Exception
-    ) as error:  # of a file that is none: ValueError, NotImplementedError, OSError, zlib.error ...
+    except Exception as error:  # a broken file, or one of a later MATLAB, makes SciPy raise almost anything
         raise ValueError(
             f"{path} is not a MATLAB 5 file [{type(error).__name__}: {error}]; {_WHERE}"
         ) from error

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.observe._reading import check_path, read_arrays
 from fitkit.observe.image import MAX_PIXELS
 from fitkit.observe.people import MASK_SIDE, MAX_PEOPLE
 
@@ -63,33 +64,6 @@ def read_numbers(source: Source, what: str, entry: str) -> Numbers:
             f"{name}: a pickle, which can run any code; expected {what} as a picture, .npy or .npz (np.savez)"
         )
     return _picture(path, what)
-
-
-def check_path(source: str | Path, what: str) -> Path:
-    """The path of a file that is there."""
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{source}: no such file; expected {what}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{source}: is a folder; expected a file of {what}")
-    return path
-
-
-def read_arrays(path: Path, entry: str) -> dict[str, np.ndarray]:
-    """All arrays of a `.npy` (as `entry`) or `.npz` file; the only one of several names is also called `entry`."""
-    try:
-        if path.suffix.lower() == ".npy":
-            # Mapped first: a header that claims more than the file holds fails before memory is set aside for it.
-            return {entry: np.array(np.load(path, allow_pickle=False, mmap_mode="r"))}
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # a damaged archive fails in zipfile, zlib, ast or numpy
-        raise ValueError(f"{path}: not a readable array file, damaged or cut off [{error}]") from error
-    if entry not in arrays:
-        if len(arrays) != 1:
-            raise ValueError(f"{path}: holds {list(arrays)}; expected an entry {entry!r}, or one entry")
-        arrays[entry] = next(iter(arrays.values()))
-    return arrays
 
 
 def _picture(path: Path, what: str) -> Numbers:

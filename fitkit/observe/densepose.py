@@ -21,21 +21,20 @@ from torch import Tensor
 from fitkit._select import Rows
 from fitkit.body.charts import CHART_PARTS
 from fitkit.maps import PART_NAMES, IUVMap, IUVPoints, PartMap
-from fitkit.observe import files, part_labels
+from fitkit.observe import part_labels
 from fitkit.observe._map_files import (
     MAP_SIDE,
     Source,
     check_boxes,
     check_count,
-    check_path,
     confidence_among,
     cover,
-    read_arrays,
     read_numbers,
     resize,
     tensor,
     thin,
 )
+from fitkit.observe._reading import as_numbers, check_limit, check_path, of_photo, read_arrays, read_json
 from fitkit.observe.maps import VOID, check_seen, owners
 
 CHARTS = "densepose"
@@ -182,14 +181,14 @@ def densepose_from_coco(path: str | Path, image: str | int | None = None) -> Den
         ValueError: not such a file, or a damaged one; several photos and none chosen; lists of unequal lengths,
             charts that are not 1 to 24, U and V outside of [0, 1]; masks whose code does not add up to their size.
     """
-    content = files._json(check_path(path, "DensePose-COCO annotation (.json)"))
+    content = read_json(path, "DensePose-COCO annotation (.json)")
     people = _annotated(content, path, image)
     box = np.zeros((len(people), 4))
     points: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for i, person in enumerate(people):
         where = f"{path}: DensePose person {i}"
-        rows = check_boxes(files._numbers(person.get("bbox"), f"{where}: bbox"), f"{where}: bbox")
+        rows = check_boxes(as_numbers(person.get("bbox"), f"{where}: bbox"), f"{where}: bbox")
         if len(rows) != 1:
             raise ValueError(f"{where}: bbox of {rows.size} numbers; expected x, y, w, h")
         box[i] = rows[0]
@@ -333,16 +332,8 @@ def _annotated(content: Any, path: str | Path, image: str | int | None) -> list[
     chosen = [a for a in annotations if "dp_x" in a and not a.get("iscrowd")]
     if not chosen and annotations:
         raise ValueError(f"{path}: no annotation has dp_x; expected DensePose-COCO, not plain COCO")
-    if image is None:
-        ids = {str(a.get("image_id")) for a in chosen}
-        if len(ids) > 1:
-            raise ValueError(
-                f"{path}: holds {len(ids)} photos; expected image= with the id or file name of one"
-            )
-    else:
-        number = files._image_id(content, path, image)
-        chosen = [a for a in chosen if str(a.get("image_id")) == number]
-    files._limit(len(chosen), path)
+    chosen = of_photo(content, chosen, path, image)
+    check_limit(len(chosen), path)
     return chosen
 
 
@@ -354,7 +345,7 @@ def _points(person: dict[str, Any], box: np.ndarray, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: lacks {', '.join(missing)}; expected {', '.join(keys)} (annotation by charts)"
         )
-    columns = [files._numbers(person[key], f"{where}: {key}") for key in keys]
+    columns = [as_numbers(person[key], f"{where}: {key}") for key in keys]
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
         raise ValueError(
             f"{where}: {', '.join(keys)} of shapes {[c.shape for c in columns]}; expected one length"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +11,14 @@ import torch
 from fitkit.camera import Camera
 from fitkit.keypoints import Keypoints, Keypoints3D, KeypointSet, get_set
 from fitkit.observation import Observation
+from fitkit.observe._reading import as_numbers, check_limit, check_path, of_photo, read_arrays, read_json
 from fitkit.observe.image import Photo
-from fitkit.observe.people import MAX_PEOPLE, photo_camera
+from fitkit.observe.people import photo_camera
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+KEYPOINTS = "keypoints (.json, .npy or .npz)"
 _SETS_BY_COUNT = {17: "coco17", 23: "coco23", 25: "openpose25", 33: "mediapipe33", 14: "lsp14"}
 """The set of a plain array that names none: only where one count means one set among detectors."""
 
@@ -39,7 +39,7 @@ def keypoints_from_file(
         get_set(set)
     if Path(path).suffix.lower() in (".npy", ".npz"):
         return read_array(path, set)
-    content = _json(path)
+    content = read_json(path, KEYPOINTS)
     if isinstance(content, dict) and "people" in content:
         keypoints = _openpose(content, path)
     elif _is_coco(content):
@@ -57,7 +57,7 @@ def read_openpose(path: str | Path) -> Keypoints:
     A file of no people gives Keypoints of 0 people. Errors: as `keypoints_from_file`.
     Format: CMU-Perceptual-Computing-Lab/openpose, doc/02_output.md.
     """
-    return _openpose(_json(path), path)
+    return _openpose(read_json(path, KEYPOINTS), path)
 
 
 def read_coco(path: str | Path, image: str | int | None = None) -> Keypoints:
@@ -69,7 +69,7 @@ def read_coco(path: str | Path, image: str | int | None = None) -> Keypoints:
     `score`) the third number is the confidence itself, limited to [0, 1].
     Errors: as `keypoints_from_file`. Format: cocodataset.org, "Data format" and "Results format".
     """
-    content = _json(path)
+    content = read_json(path, KEYPOINTS)
     if not _is_coco(content):
         raise ValueError(
             f"{path}: not COCO keypoints; expected a list of results with image_id and keypoints, or an object "
@@ -91,23 +91,9 @@ def read_array(source: str | Path | np.ndarray | Sequence[Any], set: str | None 
         return _from_array(source, set, "keypoints")
     path = Path(source)
     if path.suffix.lower() not in (".npy", ".npz"):
-        return _from_array(_json(path), set, str(path))
-    _check_path(path)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _from_array(loaded, set, str(path))
-        with loaded:
-            names = list(loaded.files)
-            name = "keypoints" if "keypoints" in names else names[0] if len(names) == 1 else None
-            array = None if name is None else loaded[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path}: not a readable array file, damaged or cut off [{error}]") from error
-    if array is None:
-        raise ValueError(f"{path}: holds {names}; expected an entry 'keypoints', or one entry")
-    return _from_array(array, set, str(path))
+        return _from_array(read_json(path, KEYPOINTS), set, str(path))
+    arrays = read_arrays(check_path(path, KEYPOINTS), "keypoints")
+    return _from_array(arrays["keypoints"], set, str(path))
 
 
 def observation_from_keypoints(
@@ -167,51 +153,11 @@ def _check_pixels(keypoints: Keypoints, camera: Camera) -> None:
         raise ValueError(f"keypoints: {found}, none in or near {photo}: are they of another photo?")
 
 
-def _check_path(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected keypoints (.json, .npy or .npz)")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; expected a file of keypoints (.json, .npy or .npz)")
-    return path
-
-
-def _json(path: str | Path) -> Any:
-    try:
-        return json.loads(_check_path(path).read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON, damaged or cut off [{error}]") from error
-
-
-def _limit(count: int, source: str | Path) -> None:
-    if count > MAX_PEOPLE:
-        raise ValueError(f"{source}: {count} people; expected at most {MAX_PEOPLE}")
-
-
-def _numbers(value: Any, where: str) -> np.ndarray:
-    """Numbers of a file as float64; null is NaN. Everything else, text and booleans included, is refused."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: dtype {value.dtype}; expected numbers")
-        return value.astype(np.float64)
-    try:
-        array = np.array(value)
-        if array.dtype.kind == "O":  # null inside
-            array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where}: not a regular list of numbers [{error}]") from error
-    if array.size == 0:
-        return array.astype(np.float64)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{where}: {type(value).__name__} of {array.dtype}; expected numbers")
-    return array.astype(np.float64)
-
-
 def _triplets(person: Any, key: str, count: int, where: str) -> np.ndarray:
     """A flat list x, y, c, x, y, c ... of `count` points as (count, 3)."""
     if not isinstance(person, dict) or key not in person:
         raise ValueError(f"{where}: expected an object with {key}")
-    numbers = _numbers(person[key], f"{where}: {key}")
+    numbers = as_numbers(person[key], f"{where}: {key}")
     if numbers.shape != (3 * count,):
         raise ValueError(
             f"{where}: {key} of shape {numbers.shape}; expected {count} points x 3 = {3 * count} numbers"
@@ -223,7 +169,7 @@ def _openpose(content: Any, path: str | Path) -> Keypoints:
     people = content.get("people") if isinstance(content, dict) else None
     if not isinstance(people, list):
         raise ValueError(f"{path}: not OpenPose JSON; expected an object with a list 'people'")
-    _limit(len(people), path)
+    check_limit(len(people), path)
     points = get_set("openpose25")
     rows = []
     for i, person in enumerate(people):
@@ -250,18 +196,9 @@ def _coco(content: Any, path: str | Path, image: str | int | None) -> Keypoints:
     annotations = content if is_results else content["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise ValueError(f"{path}: COCO annotations are not a list of objects")
-    if image is None or annotations == []:
-        ids = {str(a.get("image_id")) for a in annotations}
-        if len(ids) > 1:
-            raise ValueError(
-                f"{path}: holds {len(ids)} photos; expected image= with the id or file name of one"
-            )
-        chosen = annotations
-    else:
-        number = _image_id(content, path, image)
-        chosen = [a for a in annotations if str(a.get("image_id")) == number]
+    chosen = of_photo(content, annotations, path, image)
     chosen = [a for a in chosen if not a.get("iscrowd") and "keypoints" in a]
-    _limit(len(chosen), path)
+    check_limit(len(chosen), path)
     points = get_set("coco23" if any("foot_kpts" in a for a in chosen) else "coco17")
     people = np.zeros((len(chosen), len(points), 3))
     for i, annotation in enumerate(chosen):
@@ -274,35 +211,14 @@ def _coco(content: Any, path: str | Path, image: str | int | None) -> Keypoints:
     return _keypoints(points, people)
 
 
-def _image_id(content: Any, path: str | Path, image: str | int) -> str:
-    """The id, as text, of a photo given by id or file name."""
-    if isinstance(content, dict):
-        images = content.get("images")
-        if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):
-            raise ValueError(f"{path}: COCO file without a list of images")
-        for entry in images:
-            name = str(entry.get("file_name", ""))
-            if str(image) in (str(entry.get("id")), name, Path(name).name):
-                return str(entry.get("id"))
-        known = [str(entry.get("file_name", entry.get("id"))) for entry in images]
-    else:
-        known = sorted({str(a.get("image_id")) for a in content})
-        stem = Path(str(image)).stem.lstrip("0") or "0"  # 000000000139.jpg is photo 139
-        for one in known:
-            if one in (str(image), stem):
-                return one
-    some = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
-    raise ValueError(f"{path}: no photo {image!r}; expected one of {len(known)}: {some}")
-
-
 def _from_array(source: Any, set: str | None, where: str) -> Keypoints:
-    numbers = _numbers(source, where)
+    numbers = as_numbers(source, where)
     shape = numbers.shape
     if numbers.ndim == 2:
         numbers = numbers[None]
     if numbers.ndim != 3 or numbers.shape[2] not in (2, 3):
         raise ValueError(f"{where}: shape {shape}; expected (K, 2), (K, 3), (N, K, 2) or (N, K, 3)")
-    _limit(len(numbers), where)
+    check_limit(len(numbers), where)
     count = numbers.shape[1]
     name = set or _SETS_BY_COUNT.get(count)
     if name is None:

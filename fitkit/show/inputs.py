@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fitkit import render
+
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Picture: TypeAlias = npt.NDArray[np.uint8]
@@ -133,10 +135,4 @@ def as_colors(colors: ArrayLike | None, count: int) -> Picture:
 def vertex_normals(bodies: FloatArray, faces: IntArray) -> FloatArray:
     """Smooth unit normals `(B, V, 3)`: the mean of the faces around each vertex, weighted by their area."""
     points = torch.from_numpy(np.ascontiguousarray(bodies))
-    corners = torch.from_numpy(faces)
-    p0, p1, p2 = points[:, corners].unbind(2)
-    face_normals = torch.linalg.cross(p1 - p0, p2 - p0)
-    normals = torch.zeros_like(points)
-    for k in range(3):
-        normals.index_add_(1, corners[:, k], face_normals)
-    return np.asarray(torch.nn.functional.normalize(normals, dim=-1, eps=1e-30).numpy())
+    return np.asarray(render.vertex_normals(points, torch.from_numpy(faces)).numpy())
