@@ -86,6 +86,12 @@ class Camera(Rows):
             int(height),
         )
 
+    @property
+    def frame(self) -> Float[Tensor, "B 4"]:
+        """x, y, w, h of the whole photo, pixels."""
+        size = torch.tensor([0, 0, self.width, self.height], dtype=self.focal.dtype, device=self.focal.device)
+        return size.expand(len(self), 4)
+
     def expand(self, people: int) -> Camera:
         """The same single camera for each of `people` people."""
         return replace(self, focal=self.focal.expand(people, 2), center=self.center.expand(people, 2))

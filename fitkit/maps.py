@@ -28,8 +28,26 @@ PART_CHANNELS = len(PART_NAMES) + 1
 _SAMPLES = 4
 
 
+class _Map(Rows):
+    """What all maps have: a rectangle of the photo, and how sure each pixel is."""
+
+    box: Float[Tensor, "B 4"]
+    confidence: Float[Tensor, "B h w"]
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError for values that cannot be meant, under this name."""
+        if not bool((torch.isfinite(self.box).all(1) & (self.box[:, 2:] > 0).all(1)).all()):
+            raise ValueError(
+                f"{name}.box: {self.box.tolist()}, expected finite x, y, w, h of at least some width and height"
+            )
+        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
+
+
 @dataclass(frozen=True)
-class PartMap(Rows):
+class PartMap(_Map):
     """Which body part is seen at each pixel (HUND, section 2.2: probability maps and a visibility value).
 
     Attributes:
@@ -55,12 +73,9 @@ class PartMap(Rows):
 
     def check(self, name: str) -> None:
         """Raise a ValueError for values that cannot be meant, under this name."""
-        check_box(name, self.box)
-        for field in ("probability", "open", "confidence"):
+        super().check(name)
+        for field in ("probability", "open"):
             check_range(f"{name}.{field}", getattr(self, field), 0.0, 1.0)
-
-    def __len__(self) -> int:
-        return len(self.box)
 
     def shown(self) -> Bool[Tensor, "B h w"]:
         """Where the person is."""
@@ -103,7 +118,7 @@ class PartMap(Rows):
 
 
 @dataclass(frozen=True)
-class NormalMap(Rows):
+class NormalMap(_Map):
     """The direction in which the surface faces at each pixel (SimPose, section 3).
 
     Attributes:
@@ -122,12 +137,8 @@ class NormalMap(Rows):
 
     def check(self, name: str) -> None:
         """Raise a ValueError for values that cannot be meant, under this name."""
-        check_box(name, self.box)
+        super().check(name)
         check_range(f"{name}.normal", self.normal, -1.0, 1.0)
-        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
-
-    def __len__(self) -> int:
-        return len(self.box)
 
     def shown(self) -> Bool[Tensor, "B h w"]:
         """Where the person is."""
@@ -178,7 +189,7 @@ class IUVPoints(Rows):
 
 
 @dataclass(frozen=True)
-class IUVMap(Rows):
+class IUVMap(_Map):
     """For every pixel the chart and its coordinates: DensePose's I, U, V.
 
     Attributes:
@@ -205,13 +216,9 @@ class IUVMap(Rows):
 
     def check(self, name: str) -> None:
         """Raise a ValueError for values that cannot be meant, under this name."""
-        check_box(name, self.box)
-        check_range(f"{name}.confidence", self.confidence, 0.0, 1.0)
+        super().check(name)
         check_range(f"{name}.chart", self.chart, 0.0, 24.0)
         check_range(f"{name}.uv", self.uv.movedim(1, -1)[self.shown()], 0.0, 1.0)
-
-    def __len__(self) -> int:
-        return len(self.box)
 
     def shown(self) -> Bool[Tensor, "B h w"]:
         """Where the person is."""
@@ -219,21 +226,11 @@ class IUVMap(Rows):
 
     def points(self, count: int) -> IUVPoints:
         """At most `count` pixels of each person, spread evenly and always the same, as points at their centres."""
-        height, width = self.chart.shape[1:]
-        chart, device = self.chart.flatten(1), self.chart.device
-        order = spread_order(height, width, device)
-        there = (chart > 0) & (self.confidence.flatten(1) > 0)
-        rank = torch.where(there, order, 2 + order)
-        first = rank.argsort(1)[:, : min(count, height * width)]
-        size = torch.tensor([width, height], dtype=self.box.dtype, device=device)
-        place = torch.stack([first % width, torch.div(first, width, rounding_mode="floor")], -1) + 0.5
-        xy = self.box[:, None, :2] + place * (self.box[:, 2:] / size)[:, None]
-        uv = self.uv.flatten(2).mT.gather(1, first[..., None].expand(-1, -1, 2))
-        found = there.gather(1, first)
+        first, xy, found = spread_pixels(self.shown(), self.box, count)
         return IUVPoints(
             xy,
-            chart.gather(1, first) * found,
-            uv,
+            self.chart.flatten(1).gather(1, first) * found,
+            self.uv.flatten(2).mT.gather(1, first[..., None].expand(-1, -1, 2)),
             self.confidence.flatten(1).gather(1, first) * found,
             self.charts,
         )
@@ -300,14 +297,41 @@ def foreground_box(shown: Bool[Tensor, "B h w"], box: Float[Tensor, "B 4"]) -> F
     return torch.where(shown.flatten(1).any(1)[:, None], found, torch.zeros_like(found))
 
 
-def spread_order(height: int, width: int, device: torch.device) -> Float[Tensor, " n"]:
-    """Numbers in [0, 1) for the pixels of a picture, row by row: the first ones of any region are spread over it.
+def spread_pixels(
+    shown: Bool[Tensor, "B h w"], box: Float[Tensor, "B 4"], count: int
+) -> tuple[Int[Tensor, "B n"], Float[Tensor, "B n 2"], Bool[Tensor, "B n"]]:
+    """At most `count` of the pixels that a map shows, spread evenly over them, always the same.
 
-    (The R2 sequence: Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018.)
+    They are the first in the order of the R2 sequence (Roberts, "The unreasonable effectiveness of quasirandom
+    sequences", 2018), the first ones of which are spread over any region.
+
+    Args:
+        shown: of the map's pixels.
+        box: x, y, w, h that the map covers, pixels of the photo.
+        count: most of them.
+
+    Returns:
+        Their places among the pixels row by row, their centres in pixels of the photo, and which of them are shown:
+        rows of people who show fewer than others are filled up.
     """
-    x = torch.arange(width, device=device, dtype=torch.float64)
-    y = torch.arange(height, device=device, dtype=torch.float64)[:, None]
-    return ((0.7548776662466927 * x + 0.5698402909980532 * y) % 1).reshape(-1)
+    height, width = shown.shape[1:]
+    x = torch.arange(width, device=box.device, dtype=torch.float64)
+    y = torch.arange(height, device=box.device, dtype=torch.float64)[:, None]
+    order = ((0.7548776662466927 * x + 0.5698402909980532 * y) % 1).reshape(-1)
+    there = shown.flatten(1)
+    first = torch.where(there, order, 2 + order).argsort(1)[:, :count]
+    place = torch.stack([first % width, torch.div(first, width, rounding_mode="floor")], -1) + 0.5
+    size = torch.tensor([width, height], dtype=box.dtype, device=box.device)
+    return first, box[:, None, :2] + place * (box[:, 2:] / size)[:, None], there.gather(1, first)
+
+
+def extent(points: Float[Tensor, "B N 2"], there: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    """Longer side of the box around each person's points, at least 1 (also of no points)."""
+    if points.shape[1] == 0:
+        return points.new_ones(len(points))
+    low = points.masked_fill(~there[..., None], torch.inf).amin(1)
+    high = points.masked_fill(~there[..., None], -torch.inf).amax(1)
+    return (high - low).amax(1).clamp_min(1)
 
 
 def window(
@@ -352,14 +376,6 @@ def check_range(name: str, values: Tensor, low: float, high: float) -> None:
     room = 1e-3
     if not (low - room <= least and most <= high + room):
         raise ValueError(f"{name}: values from {least:g} to {most:g}, expected {low:g} to {high:g}")
-
-
-def check_box(name: str, box: Tensor) -> None:
-    """Raise a ValueError where a map covers nothing."""
-    if not bool((torch.isfinite(box).all(1) & (box[:, 2:] > 0).all(1)).all()):
-        raise ValueError(
-            f"{name}.box: {box.tolist()}, expected finite x, y, w, h of at least some width and height"
-        )
 
 
 def _check(values: Tensor, box: Tensor, confidence: Tensor, name: str, channels: int) -> None:

@@ -19,7 +19,7 @@ from fitkit.body.model import BodyModel
 from fitkit.camera import Camera
 from fitkit.coordinates import Tangent, retract
 from fitkit.maps import Correspondences, IUVMap, IUVPoints, NormalMap, PartMap, window
-from fitkit.objectives.view import distance_to, mask_in_view, photo_box, softened, view_of
+from fitkit.objectives.view import distance_to, mask_in_view, softened, view_of
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.render import soft_rasterize
@@ -203,7 +203,7 @@ def test_a_softened_mask_is_what_the_soft_rasteriser_draws(
 def test_a_view_holds_its_person_and_some_room(body: BodyModel, seen: tuple[State, Observation]) -> None:
     state, observation = seen
     pixels, view = observation.camera.project(body.vertices(state)), view_of(observation, "mask", 16)
-    whole = photo_box(observation)
+    whole = observation.camera.frame
     low = pixels.amin(1).maximum(whole[:, :2])
     high = pixels.amax(1).minimum(whole[:, 2:])
     assert (view.box[:, :2] < low).all()

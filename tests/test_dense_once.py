@@ -249,3 +249,19 @@ def test_few_points_pull_as_points_of_a_person(body: BodyModel, seen: tuple[Stat
     here = problem.linearize(moved)
     assert (here.energy < 0.9 * 0.5 * 3 * 25).all(), "outliers"
     assert (here.gradient.norm(dim=1) > 10).all()
+
+
+def test_an_annotation_without_points_costs_nothing(body: BodyModel, seen: tuple[State, Observation]) -> None:
+    truth, observation = seen
+    assert isinstance(observation.iuv, IUVMap)
+    points = observation.iuv.points(4)
+    none = replace(
+        points,
+        xy=points.xy[:, :0],
+        chart=points.chart[:, :0],
+        uv=points.uv[:, :0],
+        confidence=points.confidence[:, :0],
+    )
+    here = Problem(body, replace(observation, iuv=none), IUV()).linearize(truth)
+    assert not here.energy.any()
+    assert not here.gradient.any()

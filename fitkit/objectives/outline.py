@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fitkit._select import Rows
 from fitkit.body.surface import Skin
-from fitkit.maps import spread_order
+from fitkit.maps import extent, spread_pixels
 from fitkit.objectives.base import Objective, Residual
 from fitkit.objectives.kernels import GMoF, Kernel
 from fitkit.objectives.view import distance_to, mask_in_view, view_of
@@ -131,18 +131,12 @@ def _prepare(obs: Observation, size: int, count: int) -> _Field:
         empty[:, :-2, 1:-1],
         empty[:, 2:, 1:-1],
     )
-    border = (inside & (left + right + above + below > 0)).flatten(1)
+    border = inside & (left + right + above + below > 0)
     outwards = 0.5 * torch.nn.functional.normalize(torch.stack([right - left, below - above], -1), dim=-1)
-    order = spread_order(size, size, border.device)
-    first = torch.where(border, order, 2 + order).argsort(1)[:, :count]
-    place = torch.stack([first % size, torch.div(first, size, rounding_mode="floor")], -1) + 0.5
-    place = place + outwards.flatten(1, 2).gather(1, first[..., None].expand(-1, -1, 2))
-    outline = view.box[:, None, :2] + place * unit
-    there = border.gather(1, first).to(unit.dtype)
-    low = outline.masked_fill(there[..., None] == 0, torch.inf).amin(1)
-    high = outline.masked_fill(there[..., None] == 0, -torch.inf).amax(1)
-    extent = (high - low).amax(1).clamp_min(1)[:, None, None]
-    return _Field(distance, view.box, outline, there, extent)
+    first, outline, there = spread_pixels(border, view.box, count)
+    outline = outline + outwards.flatten(1, 2).gather(1, first[..., None].expand(-1, -1, 2)) * unit
+    size_of = extent(outline, there)[:, None, None]
+    return _Field(distance, view.box, outline, there.to(unit.dtype), size_of)
 
 
 def _sample(

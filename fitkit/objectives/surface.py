@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fitkit.body.charts import Charts
 from fitkit.body.surface import Skin
-from fitkit.maps import Correspondences
+from fitkit.maps import Correspondences, extent
 from fitkit.objectives.base import Objective, Residual
 from fitkit.objectives.kernels import GMoF, Kernel
 from fitkit.observation import Observation
@@ -158,9 +158,7 @@ def _extent(target: Tensor, there: Tensor, obs: Observation) -> Tensor:
     """`(B, 1, 1)`: size of a person in pixels, at least 1; 1 for points in space."""
     if target.shape[-1] == 3:
         return torch.ones_like(target[:, :1, :1])
-    low = target.masked_fill(~there[..., None], torch.inf).amin(1)
-    high = target.masked_fill(~there[..., None], -torch.inf).amax(1)
-    size = (high - low).amax(1)
+    size = extent(target, there)
     if obs.box is not None:  # a few points, or those of one limb, span little of a person
         size = torch.maximum(size, obs.box[:, 2:].amax(1).to(size))
-    return size.clamp_min(1)[:, None, None]
+    return size[:, None, None]

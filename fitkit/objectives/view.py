@@ -50,17 +50,10 @@ def view_of(obs: Observation, part: str, size: int) -> View:
 
     def make() -> View:
         box = _square(obs, part)
-        known = window(box.new_ones(len(obs), 1, 1, 1), photo_box(obs), box, size)[:, 0]
+        known = window(box.new_ones(len(obs), 1, 1, 1), obs.camera.frame, box, size)[:, 0]
         return View(box, obs.camera.crop(box, size, size), known)
 
     return obs.once(("view", part, size), make)
-
-
-def photo_box(obs: Observation) -> Float[Tensor, "B 4"]:
-    """x, y, w, h of the whole photo, one per person."""
-    focal = obs.camera.focal
-    box = torch.tensor([0, 0, obs.camera.width, obs.camera.height], dtype=focal.dtype, device=focal.device)
-    return box.expand(len(obs), 4)
 
 
 def mask_in_view(obs: Observation, size: int) -> Float[Tensor, "B S S"]:
@@ -69,7 +62,7 @@ def mask_in_view(obs: Observation, size: int) -> Float[Tensor, "B S S"]:
     def make() -> Tensor:
         assert obs.mask is not None  # checked by Problem: `requires`
         mask = obs.mask[:, None].to(obs.camera.focal.dtype)
-        return window(mask, photo_box(obs), view_of(obs, "mask", size).box, size)[:, 0]
+        return window(mask, obs.camera.frame, view_of(obs, "mask", size).box, size)[:, 0]
 
     return obs.once(("mask", size), make)
 
@@ -135,7 +128,7 @@ def distance_to(region: Tensor, reach: int | None = None) -> Float[Tensor, "B h 
 
 def _square(obs: Observation, part: str) -> Tensor:
     """The square around the foreground of a map, with some room."""
-    whole = photo_box(obs)
+    whole = obs.camera.frame
     if part == "mask":
         assert obs.mask is not None  # checked by Problem: `requires`
         found = foreground_box(obs.mask > 0.5, whole)

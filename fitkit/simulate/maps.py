@@ -64,24 +64,20 @@ def _square(camera: Camera, vertices: Tensor) -> Tensor:
     pixels, behind = camera.project(vertices), vertices[..., 2:] <= 0.05
     low = pixels.masked_fill(behind, torch.inf).amin(1)
     high = pixels.masked_fill(behind, -torch.inf).amax(1)
-    size = torch.tensor([camera.width, camera.height], dtype=low.dtype, device=low.device)
-    hidden = behind.all(1)
-    low, high = torch.where(hidden, torch.zeros_like(size), low), torch.where(hidden, size, high)
+    hidden, frame = behind.all(1), camera.frame.to(low)
+    low, high = torch.where(hidden, frame[:, :2], low), torch.where(hidden, frame[:, 2:], high)
     side = _ROOM * (high - low).amax(1, keepdim=True)
     return torch.cat([(low + high - side) / 2, side.expand(-1, 2)], 1)
 
 
 def _in_photo(camera: Camera, box: Tensor, size: int) -> Tensor:
     """`(B, size, size)`: which pixels of the crops lie in the photo."""
-    whole = torch.tensor([0, 0, camera.width, camera.height], dtype=box.dtype, device=box.device)
-    ones = box.new_ones(len(box), 1, 1, 1)
-    return window(ones, whole.expand(len(box), 4), box, size)[:, 0] > 0.5
+    return window(box.new_ones(len(box), 1, 1, 1), camera.frame.to(box), box, size)[:, 0] > 0.5
 
 
 def _whole_mask(camera: Camera, vertices: Tensor, faces: Tensor) -> Tensor:
     """`(B, h, w)` over the photo."""
     scale = min(1.0, 512 / max(camera.width, camera.height))
     width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
-    photo = torch.tensor([0, 0, camera.width, camera.height], device=vertices.device)
-    small = camera.crop(photo.to(camera.focal).expand(len(vertices), 4), width, height)
+    small = camera.crop(camera.frame, width, height)
     return rasterize_each(vertices, faces, small).mask.to(camera.focal.dtype)
