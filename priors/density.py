@@ -224,7 +224,10 @@ class Gaussian(Flow):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         volume = self.whitening.diagonal().log().sum()
-        return (x - self.mean) @ self.whitening.mT, volume.expand(len(x))
+        return self.rows(x), volume.expand(len(x))
+
+    def rows(self, x: Tensor) -> Tensor:
+        return torch.mm(x - self.mean, self.whitening.mT)
 
     def decode(self, z: Tensor) -> Tensor:
         return self.mean + z @ self.factor.mT

@@ -86,4 +86,4 @@ class JointLimits(Objective):
         if key not in self._moved:
             self._moved[key] = self.lower.to(pose), self.upper.to(pose)
         lower, upper = self._moved[key]
-        return angle - torch.minimum(torch.maximum(angle, lower), upper)
+        return angle - torch.clamp(angle, lower, upper)

@@ -51,8 +51,11 @@ class PooledPrior(Objective):
         parts = [part for part in each if part is not None]
         if len(parts) < len(each):
             return None
-        gradients, hessians = zip(*parts, strict=True)
-        return self.weight * torch.stack(gradients).sum(0), self.weight * torch.stack(hessians).sum(0)
+        gradient, hessian = parts[0]
+        for slope, curvature in parts[1:]:
+            gradient.add_(slope)
+            hessian.add_(curvature)
+        return gradient.mul_(self.weight), hessian.mul_(self.weight)
 
     def mean_pose(self) -> Float[Tensor, "J 3 3"]:
         """Where a fit starts: that of the last prior."""

@@ -12,7 +12,7 @@ from fitkit.objectives.base import Objective, Residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
 from fitkit.priors.density import Density, Flow, Quadratic
-from fitkit.priors.representation import Representation, representation
+from fitkit.priors.representation import Representation, numbers_of, representation
 from fitkit.state import ROTATIONS
 
 NOT_A_ROTATION = 1e-2
@@ -93,8 +93,8 @@ class PosePrior(Objective):
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
         if pred.linearizing and self.kernel is None:
             return Residual(self._here(pred).rows[..., None])
-        pose = self._pose(pred)
-        return Residual(self._like(pose).rows(self._numbers(pose))[..., None])
+        numbers = self._seen(pred)
+        return Residual(self._like(numbers).rows(numbers)[..., None])
 
     def closed_normal(
         self, pred: Prediction, obs: Observation, residual: Residual
@@ -188,8 +188,8 @@ class PosePrior(Objective):
 
     def _here(self, pred: Prediction) -> Quadratic:
         """Rows, gradient and curvature at a prediction: one pass for all of them."""
-        pose = self._pose(pred)
-        found: Quadratic = pred.once(self, lambda: self._like(pose).quadratic(self._numbers(pose)))
+        numbers = self._seen(pred)
+        found: Quadratic = pred.once(self, lambda: self._like(numbers).quadratic(numbers))
         return found
 
     def _pose(self, pred: Prediction) -> Tensor:
@@ -198,6 +198,11 @@ class PosePrior(Objective):
             got = "none" if pose is None else str(pose.shape[1])
             raise ValueError(f"{self.name}: a {self.block} of {got} joints, expected {self.joints} or more")
         return pose
+
+    def _seen(self, pred: Prediction) -> Tensor:
+        """Numbers of a prediction's pose."""
+        self._pose(pred)
+        return numbers_of(pred, self.block, self.joints, self.representation)
 
     def _numbers(self, pose: Tensor) -> Tensor:
         return self.representation.numbers(pose[:, : self.joints]).flatten(1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fitkit import geometry
+from fitkit.prediction import Prediction
 
 
 class Representation(ABC):
@@ -124,3 +126,22 @@ def representation(name: str) -> Representation:
     if name not in REPRESENTATIONS:
         raise ValueError(f"rotation representation {name!r}, expected one of {sorted(REPRESENTATIONS)}")
     return REPRESENTATIONS[name]
+
+
+def numbers_of(pred: Prediction, block: str, joints: int, form: Representation) -> Float[Tensor, "B D"]:
+    """Numbers of the first joints of a block, worked out once for all the priors that read them.
+
+    Args:
+        pred: whose state has the block.
+        block: of the State.
+        joints: as many as the block has, or fewer.
+        form: of a rotation.
+    """
+    rotations: Tensor = getattr(pred.state, block)
+    return pred.once(_asked(block, joints, form), lambda: form.numbers(rotations[:, :joints]).flatten(1))
+
+
+@cache
+def _asked(block: str, joints: int, form: Representation) -> object:
+    """The one object under which a prediction keeps such numbers."""
+    return object()

@@ -17,8 +17,10 @@ from fitkit import geometry
 from fitkit.objectives.base import Objective, Residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
+from fitkit.priors.representation import numbers_of, representation
 
 JOINTS = 21
+SIX_D = representation("6d")
 # Cameras are held level only so far: standard deviation of the angle between "up" in the photo and up, degrees.
 TILT = 12.0
 
@@ -56,24 +58,28 @@ class UprightPrior(Objective):
         self.up = torch.tensor([value / length for value in up], dtype=torch.float64)
         spread = tables["covariance"] + math.radians(tilt) ** 2 * torch.eye(3, dtype=torch.float64)
         white = torch.linalg.inv(torch.linalg.cholesky(spread))
-        self._tables = self.up, tables["slope"], tables["offset"], white
+        slope = white @ tables["slope"]
+        # The rows are linear in the nine numbers of the root's rotation and the 6D ones of the pose.
+        here = torch.einsum("i,rj->ijr", self.up, white).flatten(0, 1)
+        rows = torch.cat([here, -slope.mT])
+        self._tables = -(white @ tables["offset"]), rows, self.up, slope, white
         self._moved: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
     def residual(self, pred: Prediction, obs: Observation) -> Residual:
-        up, slope, offset, white = self._like(pred.body_pose)
-        here = pred.global_orient[:, 0].mT @ up
-        expected = geometry.to_6d(pred.body_pose[:, :JOINTS]).flatten(1) @ slope.mT + offset
-        return Residual(((here - expected) @ white.mT)[..., None])
+        offset, rows = self._like(pred.body_pose)[:2]
+        pose = numbers_of(pred, "body_pose", JOINTS, SIX_D)
+        both = torch.cat([pred.global_orient.flatten(1), pose], 1)
+        return Residual(torch.addmm(offset, both, rows)[..., None])
 
     def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B 3 1 D"]:
         pose, blocks = pred.body_pose, pred.blocks
-        up, slope, _, white = self._like(pose)
+        _, _, up, slope, white = self._like(pose)
         rows = pose.new_zeros(len(pose), 3, max(block.stop for block in blocks.values()))
         if "global_orient" in blocks:
             # (R exp(w))^T up = exp(-w) R^T up, which moves by (R^T up) x w.
             rows[:, :, blocks["global_orient"]] = white @ geometry.hat(pred.global_orient[:, 0].mT @ up)
         if "body_pose" in blocks:
-            each = (white @ slope).view(3, JOINTS, 6).transpose(0, 1)
+            each = slope.view(3, JOINTS, 6).transpose(0, 1)
             turned = each @ geometry.to_6d_jacobian(pose[:, :JOINTS])
             start = blocks["body_pose"].start
             rows[:, :, start : start + 3 * JOINTS] = -turned.transpose(1, 2).flatten(2)

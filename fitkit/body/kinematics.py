@@ -37,6 +37,8 @@ class Skeleton:
     jumps: tuple[Tensor, ...] = field(init=False)
     ancestors: Tensor = field(init=False)
     above: Tensor = field(init=False)
+    _root: Tensor = field(init=False)
+    _frame: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         count = len(self.parents)
@@ -54,6 +56,14 @@ class Skeleton:
         above = torch.tensor([max(parent, 0) for parent in self.parents], device=self.rest.device)
         object.__setattr__(self, "above", above)
         object.__setattr__(self, "ancestors", ancestors.to(self.rest.device))
+        # `_root` hands the translation to the root alone; `_frame` holds the last row of every local transform, and
+        # the identity above the root.
+        root = torch.eye(3, 3 * count, dtype=self.rest.dtype, device=self.rest.device)
+        object.__setattr__(self, "_root", root)
+        frame = torch.zeros(count + 1, 4, 4, dtype=self.rest.dtype, device=self.rest.device)
+        frame[:, 3, 3] = 1
+        frame[count] = torch.eye(4)
+        object.__setattr__(self, "_frame", frame)
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -68,18 +78,16 @@ class Skeleton:
             shape: coefficients; fewer than the skeleton has directions for leave the rest at zero.
             transl: of the root, metres.
         """
-        people = len(rotations)
-        offsets = (self.rest + shape @ self.rest_dirs[: shape.shape[1]]).view(people, len(self), 3)
-        offsets = torch.cat([offsets[:, :1] + transl[:, None], offsets[:, 1:]], 1)
-        top = torch.eye(4, dtype=rotations.dtype, device=rotations.device)
-        last = top[3:].expand(people, len(self), 1, 4)
-        local = torch.cat([torch.cat([rotations, offsets[..., None]], -1), last], -2)
-        local = torch.cat([local, top.expand(people, 1, 4, 4)], 1)
+        people, count = len(rotations), len(self)
+        offsets = torch.addmm(self.rest, shape, self.rest_dirs[: shape.shape[1]])
+        offsets = torch.addmm(offsets, transl, self._root)
+        local = torch.cat([rotations, offsets.view(people, count, 3, 1)], -1)
+        local = (torch.nn.functional.pad(local, (0, 0, 0, 1, 0, 1)) + self._frame).flatten(0, 1)
         for jump in self.jumps:
-            above = local.index_select(1, jump)
-            local = torch.bmm(above.flatten(0, 1), local.flatten(0, 1)).view_as(above)
-        local = local[:, :-1]
-        return Posed(local[..., :3, :], rotations, shape)
+            above = local.view(people, count + 1, 16).index_select(1, jump)
+            local = torch.bmm(above.view(-1, 4, 4), local)
+        transforms = local.view(people, count + 1, 4, 4)[:, :-1, :3]
+        return Posed(transforms, rotations, shape)
 
 
 @dataclass(frozen=True)
@@ -129,14 +137,21 @@ class PointSet:
     def _pairs(self, posed: Posed) -> Tensor:
         """What each pair contributes to its point, `(B, n, 3)`."""
         shape = posed.shape
-        offset = (self.offset + shape @ self.offset_dirs[: shape.shape[1]]).view(
-            len(posed), len(self.point), 4, 1
-        )
-        return (posed.transforms[:, self.joint] @ offset)[..., 0]
+        offset = torch.addmm(self.offset, shape, self.offset_dirs[: shape.shape[1]])
+        moved = posed.transforms.index_select(1, self.joint).flatten(0, 1)
+        return torch.bmm(moved, offset.view(-1, 4, 1)).view(len(posed), len(self.point), 3)
 
     def positions(self, posed: Posed) -> Float[Tensor, "B K 3"]:
         """Where the points are, metres, camera frame."""
-        return self._sum @ self._pairs(posed)
+        return self._gathered(self._pairs(posed))
+
+    def _gathered(self, pairs: Float[Tensor, "B n 3"]) -> Float[Tensor, "B K 3"]:
+        """Pairs summed over their points: one matrix product for the whole batch, not one for each person."""
+        people = len(pairs)
+        if people == 1:
+            return self._sum @ pairs
+        flat = self._sum @ pairs.transpose(0, 1).reshape(len(self.point), people * 3)
+        return flat.view(self.count, people, 3).transpose(0, 1)
 
     def jacobian(
         self, posed: Posed, joints: int | None = None, shaped: bool = True
@@ -169,10 +184,10 @@ class PointSet:
         rotate = rotate.transpose(2, 3).reshape(people, self.count, 3, 3 * joints)
         move = table.move.expand(people, -1, -1, -1)
         if not shaped:
-            return self._sum @ pairs, rotate, None, move
+            return self._gathered(pairs), rotate, None, move
         flat = turned.transpose(1, 2).flatten(2) @ table.shape
         spread = flat.view(people, 3, self.count, len(self.offset_dirs))[..., :size].transpose(1, 2)
-        return self._sum @ pairs, rotate, spread + table.root[..., :size], move
+        return self._gathered(pairs), rotate, spread + table.root[..., :size], move
 
     @cached_property
     @torch.inference_mode(False)  # kept: no later gradient could go through an inference tensor

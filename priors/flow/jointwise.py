@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fitkit.priors.density import FLOOR, Flow, Quadratic
 
+F = TypeVar("F", bound="JointFlow")
 # Bound on how much one coupling may stretch a number (as a logarithm): nothing explodes far from the data.
 STRETCH = 1.5
+
+
+class _Step(NamedTuple):
+    """A step's layers, `(J, outputs, inputs)`, and biases `(J, outputs, 1)`; the stretch in units of its bound."""
+
+    mix: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+
+    def coupling(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden units, logarithm of the stretch and shift; both are zero for the numbers that are held."""
+        units = torch.baddbmm(self.first_bias, self.first, numbers).tanh_()
+        stretch, shift = torch.baddbmm(self.second_bias, self.second, units).chunk(2, 1)
+        return units, STRETCH * stretch.tanh(), shift
 
 
 class JointFlow(Flow):
@@ -41,6 +62,8 @@ class JointFlow(Flow):
         self.joints, self.width, self.hidden = joints, width, hidden
         self.held = width // 2
         moved = width - self.held
+        self.parts = [self.held, moved]
+        self._kept: list[_Step] | None = None
         self.register_buffer("origin", torch.zeros(joints, 1, width))
         self.mix = nn.Parameter(torch.eye(width).repeat(couplings, joints, 1, 1))
         self.first = nn.Parameter(torch.randn(couplings, joints, self.held, hidden) / self.held**0.5)
@@ -64,6 +87,7 @@ class JointFlow(Flow):
         }
 
     def derive(self) -> None:
+        self._kept = None
         self.constant.copy_(self._constant())
         self.unmix.copy_(torch.linalg.inv(self.mix.double()))
         self.inverse.copy_(torch.linalg.inv(self.weight.double()))
@@ -80,78 +104,106 @@ class JointFlow(Flow):
         self.mix.copy_(turns)
         self.origin.copy_(mean.view(self.joints, 1, self.width))
         self.weight.copy_(torch.eye(self.size))
-        warped = self._warp(x.to(self.mix.dtype))[0].transpose(0, 1).flatten(1)
-        self.weight.copy_(torch.linalg.inv(torch.linalg.cholesky(torch.cov(warped.double().mT))))
+        self._kept = None
+        warped = self._warp(x.to(self.mix.dtype))[0].flatten(0, 1)
+        self.weight.copy_(torch.linalg.inv(torch.linalg.cholesky(torch.cov(warped.double()))))
 
     def _paths(self) -> Tensor:
-        """`(couplings, J, hidden, held * outputs)`: weight of every way through the network, by hidden unit."""
-        return (self.first.detach().mT[..., None] * self.second.detach()[..., None, :]).flatten(-2)
+        """`(couplings, J, held * outputs, hidden)`: weight of every way through the network, by hidden unit."""
+        first, second = self.first.detach(), self.second.detach().mT
+        return (first[:, :, :, None] * second[:, :, None]).flatten(2, 3)
 
     def _constant(self) -> Tensor:
         """The part of the log-determinant that does not depend on x."""
         return torch.linalg.slogdet(self.mix)[1].sum() + torch.linalg.slogdet(self.weight)[1]
 
-    def _warp(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Warped numbers `(J, B, w)` and the log-determinant of the warp without its constant part."""
-        numbers = x.view(len(x), self.joints, self.width).transpose(0, 1) - self.origin
-        volume = x.new_zeros(len(x))
-        for step, mix in enumerate(self.mix):
-            held, moved = (numbers @ mix.mT).tensor_split([self.held], -1)
-            stretch, shift = self._coupling(step, held)[1:]
-            numbers = torch.cat([held, moved * stretch.exp() + shift], -1)
-            volume = volume + stretch.sum((0, 2))
-        return numbers, volume
+    def _steps(self) -> list[_Step]:
+        """The couplings; kept as soon as nothing is trained any more."""
+        if self.training or self.mix.requires_grad:
+            return self._take_steps()
+        if self._kept is None:
+            with torch.inference_mode(False):  # kept: no later gradient could go through an inference tensor
+                self._kept = self._take_steps()
+        return self._kept
 
-    def _coupling(self, step: int, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden units, logarithm of the stretch and shift that one part of the numbers gives the other."""
-        units = torch.tanh(torch.baddbmm(self.first_bias[step], held, self.first[step]))
-        stretch, shift = torch.baddbmm(self.second_bias[step], units, self.second[step]).chunk(2, -1)
-        return units, STRETCH * torch.tanh(stretch / STRETCH), shift
+    def _take_steps(self) -> list[_Step]:
+        """Networks of all numbers of a joint: they read nothing of the part that moves, and leave the other alone."""
+        held, moved = self.parts
+        stretch, shift = (pad(part, (held, 0)) for part in self.second.chunk(2, -1))
+        stretch_bias, shift_bias = (pad(part, (held, 0)) for part in self.second_bias.chunk(2, -1))
+        layers = (
+            self.mix,
+            pad(self.first.mT, (0, moved)),
+            self.first_bias.mT,
+            torch.cat([stretch / STRETCH, shift], -1).mT.contiguous(),
+            torch.cat([stretch_bias / STRETCH, shift_bias], -1).mT,
+        )
+        return [_Step(*each) for each in zip(*(layer.unbind() for layer in layers), strict=True)]
+
+    def _apply(self: F, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> F:
+        """Every move to another dtype or device comes through here, and takes the tensors from under what is kept."""
+        self._kept = None
+        moved: F = super()._apply(fn, recurse)
+        return moved
+
+    def _split(self, x: Tensor) -> Tensor:
+        """`(J, w, B)`: the people last, so that parts of a joint's numbers lie in one piece."""
+        return x.view(len(x), self.joints, self.width).permute(1, 2, 0)
+
+    def _warp(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Warped numbers `(J, w, B)` and the log-determinant of the warp without its constant part."""
+        numbers, stretches = self._split(x) - self.origin.mT, []
+        for step in self._steps():
+            numbers = torch.bmm(step.mix, numbers)
+            _, stretch, shift = step.coupling(numbers)
+            numbers = torch.addcmul(shift, numbers, stretch.exp())
+            stretches.append(stretch)
+        return numbers, torch.cat(stretches).sum((0, 1))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         numbers, volume = self._warp(x)
         constant = self._constant() if self.training else self.constant
-        return numbers.transpose(0, 1).flatten(1) @ self.weight.mT + self.bias, volume + constant
+        return torch.addmm(self.bias, numbers.flatten(0, 1).mT, self.weight.mT), volume + constant
 
     def decode(self, z: Tensor) -> Tensor:
         shifted = z - self.bias
         mixed = torch.linalg.solve(self.weight, shifted.mT).mT if self.training else shifted @ self.inverse.mT
-        numbers = mixed.view(len(z), self.joints, self.width).transpose(0, 1)
+        numbers = self._split(mixed)
         unmix = torch.linalg.inv(self.mix) if self.training else self.unmix
-        for step in reversed(range(len(unmix))):
-            held, moved = numbers.tensor_split([self.held], -1)
-            _, stretch, shift = self._coupling(step, held)
-            numbers = torch.cat([held, (moved - shift) * (-stretch).exp()], -1) @ unmix[step].mT
-        return (numbers + self.origin).transpose(0, 1).flatten(1)
+        for step, back in zip(reversed(self._steps()), unmix.flip(0), strict=True):
+            _, stretch, shift = step.coupling(numbers)
+            numbers = torch.bmm(back, (numbers - shift) * (-stretch).exp())
+        return (numbers + self.origin.mT).flatten(0, 1).mT
 
     def warp_jacobian(
         self, x: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "B J w"], Float[Tensor, "B J w w"], Float[Tensor, "B J w"], Float[Tensor, " B"]]:
         """Warped numbers, their derivative joint by joint, the log-determinant's gradient and the log-determinant."""
-        joints, people, width, held = self.joints, len(x), self.width, self.held
+        joints, people, width = self.joints, len(x), self.width
         # The numbers of a joint and one tangent direction for each of them go through the linear layers together.
-        both = x.new_zeros(joints, people, 1 + width, width)
-        both[:, :, 0] = x.view(people, joints, width).transpose(0, 1) - self.origin
-        both[:, :, 1:].diagonal(dim1=2, dim2=3).fill_(1.0)
+        both = x.new_zeros(joints, width, 1 + width, people)
+        both[:, :, 0] = self._split(x) - self.origin.mT
+        both[:, :, 1:].diagonal(dim1=1, dim2=2).fill_(1.0)
         stretches, slopes = [], []
-        for step, mix in enumerate(self.mix):
-            both = torch.bmm(both.view(joints, -1, width), mix.mT).view(joints, people, 1 + width, width)
-            here, moved = both[..., :held], both[..., held:]
-            units, stretch, shift = self._coupling(step, here[:, :, 0])
+        for step, paths in zip(self._steps(), self.paths, strict=True):
+            both = torch.bmm(step.mix, both.flatten(2)).view_as(both)
+            here, moved = both.split_with_sizes(self.parts, 1)
+            units, stretch, shift = step.coupling(both[:, :, 0])
+            stretch, shift = stretch[:, self.held :], shift[:, self.held :]
             # How the network's outputs move with its inputs: one product, since only the units' slopes differ.
-            rate = torch.bmm(1 - units * units, self.paths[step]).view(joints * people, held, -1)
-            along = torch.bmm(here[:, :, 1:].reshape(joints * people, width, held), rate)
-            stretch_along, shift_along = along.view(joints, people, width, -1).chunk(2, -1)
+            rate = torch.bmm(paths, 1 - units * units).view(joints, self.held, -1, 1, people)
+            along = (rate * here[:, :, None, 1:]).sum(1)
+            stretch_along, shift_along = along.chunk(2, 1)
             stretch_along = stretch_along * (1 - (stretch / STRETCH) ** 2)[:, :, None]
             moved = moved * stretch.exp()[:, :, None]
             moved[:, :, 1:].addcmul_(moved[:, :, :1], stretch_along).add_(shift_along)
             moved[:, :, 0] += shift
-            both = torch.cat([here, moved], -1)
+            both = torch.cat([here, moved], 1)
             stretches.append(stretch)
             slopes.append(stretch_along)
-        numbers, blocks = both[:, :, 0].transpose(0, 1), both[:, :, 1:].transpose(0, 1).mT
-        slope = torch.cat(slopes, -1).sum(-1).transpose(0, 1)
-        return numbers, blocks, slope, torch.cat(stretches, -1).sum((0, 2)) + self.constant
+        numbers, blocks = both[:, :, 0].permute(2, 0, 1), both[:, :, 1:].permute(3, 0, 1, 2)
+        slope = torch.cat(slopes, 1).sum(1).permute(2, 0, 1)
+        return numbers, blocks, slope, torch.cat(stretches).sum((0, 1)) + self.constant
 
     def quadratic(self, x: Tensor) -> Quadratic:
         """In closed form: Gauss-Newton of the latent numbers, exact gradient of them and of the log-determinant."""
