@@ -56,7 +56,8 @@ def summarise(path: str, result: FitResult, folder: Path, seconds: float) -> Non
         seconds: for all of it: reading, finding, fitting, saving.
     """
     people = f"{len(result)} {'person' if len(result) == 1 else 'people'}" if len(result) else "nobody found"
-    say(f"{path}: {people}, {seconds:.1f} s, solver {result.solver}, body {result.body.name}")
+    solver = " ".join([result.solver, *(f"({name})" for name in result.networks)])
+    say(f"{path}: {people}, {seconds:.1f} s, solver {solver}, body {result.body.name}")
     if len(result):
         from rich.table import Table
 

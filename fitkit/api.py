@@ -34,7 +34,7 @@ from fitkit.priors import JointLimits, ShapePrior, UprightPrior, default_pose_pr
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
 from fitkit.result import FitResult
-from fitkit.solve import solve
+from fitkit.solve import needed, solve
 from fitkit.solver import Chain, Outcome, Solver, Stage
 from fitkit.state import State
 
@@ -144,6 +144,7 @@ def fit(
     dtype: torch.dtype = torch.float64,
     on_step: Callable[[int, str], None] | None = None,
     max_seconds: float | None = None,
+    states: bool = False,
 ) -> FitResult:
     """Fit 3D bodies to the people in a photo.
 
@@ -153,9 +154,11 @@ def fit(
         objective: what is lowered; `default_objective()` of what was observed otherwise.
         stages: schedule of the (first) solver; its own or `default_stages` otherwise.
         jumps: whether to try every limb the other way in depth as well (see `default_stages`): better where no 3D
-            guess of a detector says which way, for one and a half to three times the time.
-        start: `(B)` bodies to start from, one per person, such as `result.state` of an earlier fit; several poses of
-            the prior's mean otherwise. Parts that it has (hands, jaw, expression) are fitted too.
+            guess of a detector says which way, for one and a half to three times the time. Refused with a solver that
+            has a start of its own.
+        start: `(B)` bodies to start from, one per person, such as `result.state` of an earlier fit; the solver's own
+            (`Solver.start`) or several poses of the prior's mean otherwise. Parts that it has (hands, jaw,
+            expression) are fitted too.
         bounds: of blocks of the State (see `Problem`): `{"betas": (-3, 3)}`.
         body: a model, or a file of SMPL, SMPL+H or SMPL-X; the embedded open body otherwise.
         people: "all", the "largest", or the number of one as "all" numbers them.
@@ -168,6 +171,7 @@ def fit(
         on_step: called with (step, stage) as the solver goes.
         max_seconds: wall clock after which the solver stops where it is, looked at between steps (a step of a
             `scipy-*` solver is the whole run).
+        states: whether the result keeps the state of every step, `result.trace.states`.
 
     Returns:
         All people as one batch: found ones largest first, given boxes and keypoints in their own order; an empty
@@ -201,17 +205,11 @@ def fit(
     if len(observation) == 0:
         return _nobody(model, observation, objective, chosen.name, str(name))
     problem = Problem(model, observation, objective, bounds=bounds or {})
-    first = chosen.solvers[0] if isinstance(chosen, Chain) else chosen
-    schedule = default_stages(first.max_steps, jumps, problem.starts_without_dense)
-    if start is not None:
-        given, count, hint, kinds = _given(start, model, len(observation)), 1, None, None
-        stages = stages or schedule[2:]
-    else:
-        starts = make_starts(model, observation, _start_pose(model))
-        given, count, hint, kinds = starts.state, starts.count, starts.hint, starts.kinds
-        own = () if jumps else first.stages
-        stages = stages or own or schedule
-    solution = solve(problem, chosen, given, stages, count, hint, kinds, on_step, max_seconds)
+    members = chosen.solvers if isinstance(chosen, Chain) else (chosen,)
+    given, count, hint, kinds, schedule = _begin(problem, chosen, start, jumps)
+    solution = solve(
+        problem, chosen, given, stages or schedule, count, hint, kinds, on_step, max_seconds, states
+    )
     return FitResult(
         state=solution.state,
         body=model,
@@ -224,6 +222,7 @@ def fit(
         solver=chosen.name,
         seconds=torch.full((len(observation),), solution.seconds / len(observation)),
         source=str(name),
+        networks=tuple(dict.fromkeys(each.network for each in members if each.network)),
     )
 
 
@@ -281,10 +280,38 @@ def _body(body: BodyModel | str | Path | None) -> BodyModel:
     return body if isinstance(body, BodyModel) else BodyModel(read_smpl(body))
 
 
-def _given(start: State, model: BodyModel, people: int) -> State:
-    """A caller's start on the model's device, in its dtype."""
+def _begin(
+    problem: Problem, solver: Solver | Chain, start: State | None, jumps: bool
+) -> tuple[State, int, Observation | None, tuple[int, ...] | None, Sequence[Stage] | None]:
+    """Starts, how many for each person, their hints and kinds, and the schedule (None: the first solver's own)."""
+    model, observation = problem.body, problem.observation
+    first = solver.solvers[0] if isinstance(solver, Chain) else solver
+    own, learned = None, type(first).start is not Solver.start
+    if learned and start is None:
+        needed(problem, solver)
+        with torch.no_grad():
+            own = first.start(problem)
+        learned = own is not None
+    if learned and jumps:
+        raise ValueError(
+            f"jumps with solver {first.name}, which has a start of its own: expected jumps=False, or a solver that "
+            "fits from several starts (such as lm)"
+        )
+    if own is not None:
+        return _given(own, model, len(problem), f"the start of solver {first.name}"), 1, None, None, None
+    schedule = default_stages(first.max_steps, jumps, problem.starts_without_dense)
+    if start is not None:
+        return _given(start, model, len(problem)), 1, None, None, None if learned else schedule[2:]
+    starts = make_starts(model, observation, _start_pose(model))
+    return starts.state, starts.count, starts.hint, starts.kinds, (() if jumps else first.stages) or schedule
+
+
+def _given(start: State, model: BodyModel, people: int, name: str = "start") -> State:
+    """A caller's start, or a solver's, on the model's device, in its dtype."""
+    if not isinstance(start, State):
+        raise ValueError(f"{name} is {type(start).__name__}, expected a State")
     if len(start) != people:
-        raise ValueError(f"start has {len(start)} people, but {people} were observed")
+        raise ValueError(f"{name} has {len(start)} people, but {people} were observed")
     model.check(start)
     return start.to(model.dtype).to(str(model.device))
 

@@ -162,16 +162,19 @@ class Keypoints(Rows):
         return torch.where(seen.any(1, keepdim=True), box, torch.zeros_like(box))
 
     @cached_property
-    def extent(self) -> Float[Tensor, " B"]:
-        """Longer side of the box of the surely seen points of each person, pixels, at least 1.
+    def sure_box(self) -> Float[Tensor, "B 4"]:
+        """x, y, w, h of the surely seen points of each person.
 
         Surely is a confidence over 0.2 where there are such points: guessed ones outside the photo do not count.
         """
         sure = torch.where(self.confidence > 0.2, self.confidence, torch.zeros_like(self.confidence))
-        box = torch.where(
-            (sure > 0).any(1, keepdim=True), Keypoints(self.set, self.xy, sure).box(), self.box()
-        )
-        return box[:, 2:].amax(1).clamp_min(1.0)
+        some = (sure > 0).any(1, keepdim=True)
+        return torch.where(some, Keypoints(self.set, self.xy, sure).box(), self.box())
+
+    @cached_property
+    def extent(self) -> Float[Tensor, " B"]:
+        """Longer side of `sure_box`, pixels, at least 1."""
+        return self.sure_box[:, 2:].amax(1).clamp_min(1.0)
 
     def convert(self, name: str) -> Keypoints:
         """The same people in another set: points of the same name, confidence 0 for those this set lacks."""

@@ -15,6 +15,7 @@ from fitkit._select import Index, Rows, as_index
 from fitkit.camera import Camera
 from fitkit.keypoints import Keypoints, Keypoints3D
 from fitkit.maps import Correspondences, IUVMap, IUVPoints, NormalMap, PartMap, check_range
+from fitkit.state import State
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "iuv": (IUVMap, IUVPoints),
     "normals": (NormalMap,),
     "surface": (Correspondences,),
+    "guess": (State,),
     "box": (Tensor,),
     "score": (Tensor,),
     "image": (np.ndarray,),
@@ -49,6 +51,7 @@ class Observation(Rows):
         iuv: place on the body's surface of every pixel, or of single points.
         normals: direction of the surface at each pixel.
         surface: points of the body's surface seen in the photo or in space.
+        guess: a network's (or anybody's) estimate of the body, metres, camera frame.
         score: `(B,)` the detector's confidence that this is a person.
         image: `(H, W, 3)` uint8 RGB, shared by all people.
     """
@@ -61,6 +64,7 @@ class Observation(Rows):
     iuv: IUVMap | IUVPoints | None = None
     normals: NormalMap | None = None
     surface: Correspondences | None = None
+    guess: State | None = None
     box: Float[Tensor, "B 4"] | None = None
     score: Float[Tensor, " B"] | None = None
     image: np.ndarray | None = None
@@ -80,7 +84,7 @@ class Observation(Rows):
         return len(self.camera)
 
     def check(self) -> None:
-        """Raise a ValueError that names the first map with values that cannot be meant.
+        """Raise a ValueError that names the first part with values that cannot be meant.
 
         Not done for every selection: on a GPU each look at values waits for all that was queued.
         """
@@ -92,6 +96,12 @@ class Observation(Rows):
             part = getattr(self, name)
             if part is not None:
                 part.check(name)
+        for name, value in () if self.guess is None else self.guess.parts().items():
+            if len(value) != len(self) or not bool(torch.isfinite(value).all()):
+                raise ValueError(
+                    f"observation: guess has {name} of shape {tuple(value.shape)} that is not finite or not of "
+                    f"{len(self)} people, expected finite numbers for each person"
+                )
 
     def has(self, part: str) -> bool:
         """Whether a part, named as the attribute, was observed."""

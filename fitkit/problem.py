@@ -159,7 +159,7 @@ class Problem:
     def values(self, state: State) -> dict[str, Float[Tensor, " B"]]:
         """Value of each term, weights included."""
         pred = Prediction(self.body, state, self.observation.camera)
-        return self._values(pred)
+        return self.values_at(pred)
 
     def energy(self, state: State) -> Float[Tensor, " B"]:
         """Sum of the terms."""
@@ -316,7 +316,7 @@ class Problem:
             raise ValueError(f"of the free blocks {self.free} the state has none: {sorted(state.parts())}")
         return free
 
-    def _values(self, pred: Prediction) -> dict[str, Tensor]:
+    def values_at(self, pred: Prediction) -> dict[str, Tensor]:
         values = {}
         for term in self.objective.terms():
             if term.weight == 0:  # switched off, whatever it would say

@@ -49,6 +49,7 @@ class FitResult:
         solver: name.
         seconds: `(B,)` wall clock of the solve, shared out over the people of the batch.
         source: what was fitted, for the reports.
+        networks: names of the networks that its solvers ran.
     """
 
     state: State
@@ -62,6 +63,7 @@ class FitResult:
     seconds: Float[Tensor, " B"]
     source: str = field(default="")
     alternatives: Alternatives | None = None
+    networks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.status)

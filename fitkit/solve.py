@@ -55,6 +55,7 @@ def solve(
     kinds: Sequence[int] | None = None,
     on_step: Callable[[int, str], None] | None = None,
     max_seconds: float | None = None,
+    states: bool = False,
 ) -> Solution:
     """Run a solver from one or several starts per person, and keep the best by the full objective.
 
@@ -70,6 +71,7 @@ def solve(
         kinds: of a person's starts, for stages that keep some of each; None for one kind.
         on_step: called with (step, stage name) after every step: progress, or an exception to stop.
         max_seconds: wall clock after which whoever is still running stops where they are; None for no limit.
+        states: whether the trace keeps the state of every step, `Trace.states`.
 
     Returns:
         Best state and outcome per person; a person's answer does not depend on who else is in the batch.
@@ -78,10 +80,7 @@ def solve(
         ValueError: the observation lacks what the solver reads, or the number of starts does not fit.
     """
     solvers = solver.solvers if isinstance(solver, Chain) else (solver,)
-    reads = frozenset().union(*(each.requires for each in solvers))
-    missing = sorted(part for part in reads if not problem.observation.has(part))
-    if missing:
-        raise ValueError(f"solver {solver.name} needs {missing}, which the observation does not have")
+    reads = needed(problem, solver)
     if len(state) != len(problem) * starts:
         raise ValueError(f"solve: {len(state)} starts, expected {starts} for each of {len(problem)} people")
     for each in solvers:
@@ -105,7 +104,7 @@ def solve(
         hint = replace(problem, observation=hint).trimmed(reads).observation
     # Derivatives are taken inside, also for a caller who has switched them off.
     with torch.inference_mode(False), torch.no_grad():
-        crowd = _Crowd(problem, problem.within_bounds(state), starts, hint, kinds)
+        crowd = _Crowd(problem, problem.within_bounds(state), starts, hint, kinds, states)
         limit = None if max_seconds is None else crowd.recorder.began + max_seconds
         for number, each in enumerate(solvers):
             # Schedules are about starts; what comes later in a chain refines.
@@ -116,9 +115,26 @@ def solve(
                 if isinstance(solver, Chain):
                     label = f"{each.name}/{stage.name}".removesuffix("/")
                 crowd.run(each, replace(stage, name=label), on_step, limit)
+            last = number == len(solvers) - 1
             if len(solvers) > 1:
-                crowd.settle(1 if number < len(solvers) - 1 else None)
+                crowd.settle(None if last else 1)
+            if not last:
+                crowd.hand_over(each)
         return crowd.solution()
+
+
+def needed(problem: Problem, solver: Solver | Chain) -> frozenset[str]:
+    """Parts of the observation that a solver, or any of a chain, reads.
+
+    Raises:
+        ValueError: the observation lacks one of them.
+    """
+    solvers = solver.solvers if isinstance(solver, Chain) else (solver,)
+    reads = frozenset[str]().union(*(each.requires for each in solvers))
+    missing = sorted(part for part in reads if not problem.observation.has(part))
+    if missing:
+        raise ValueError(f"solver {solver.name} needs {missing}, which the observation does not have")
+    return reads
 
 
 class _Crowd:
@@ -130,6 +146,7 @@ class _Crowd:
         starts: per person.
         hint: observation of every start, for hinted stages.
         kinds: of a person's starts.
+        states: whether the trace keeps states.
     """
 
     def __init__(
@@ -139,13 +156,17 @@ class _Crowd:
         starts: int,
         hint: Observation | None,
         kinds: Sequence[int] | None,
+        states: bool,
     ) -> None:
         self.problem, self.state, self.hint = problem, state, hint
+        # What is lowered; choices and answers go by the problem itself.
+        self.lowered = problem
         rows = torch.arange(len(state), device=state.transl.device)
         self.owner, self.lanes = rows // max(starts, 1), rows
         self.kinds = list(kinds) if kinds is not None else [0] * starts
         self.outcome = torch.zeros_like(rows)
-        self.recorder = Recorder(tuple(term.name for term in problem.objective.terms()), len(state))
+        names = tuple(term.name for term in problem.objective.terms())
+        self.recorder = Recorder(names, len(state), states)
         self.best: tuple[State, Tensor, Tensor] | None = None
         self.dropped: list[tuple[State, Tensor]] = []
         self.rank: Callable[[Problem, State], Tensor] | None = None
@@ -161,10 +182,10 @@ class _Crowd:
         """One stage, and the choice at its end."""
         if stage.branch is not None:
             self._branch(stage.branch)
-        seen = self._of_starts()
+        seen = self._of_starts(self.lowered)
         if stage.hinted and self.hint is not None:
             seen = replace(seen, observation=self.hint.select(self.lanes))
-        coordinates = stage.coordinates or self.problem.coordinates or solver.coordinates
+        coordinates = stage.coordinates or seen.coordinates or solver.coordinates
         part = seen.staged(stage.free, stage.weights, stage.widen, stage.only, coordinates, stage.dense)
         self.state, self.outcome = _run(
             part, solver, self.state, stage, self.recorder, self.lanes, on_step, limit
@@ -191,6 +212,22 @@ class _Crowd:
         self.best = self.state, energy, self.outcome
         if keep is not None and len(self.kinds) > keep:
             self._keep(keep, [0] * len(self.kinds), True, None)
+
+    def hand_over(self, solver: Solver) -> None:
+        """From here on the problem is lowered that a solver leaves to those after it."""
+        left = solver.hand_over(self.lowered, self.state)
+        if (
+            not isinstance(left, Problem)
+            or len(left) != len(self.problem)
+            or left.body is not self.problem.body
+        ):
+            got = f"one of {len(left)} people" if isinstance(left, Problem) else type(left).__name__
+            raise ValueError(
+                f"solver {solver.name} handed over {got}, expected a Problem of the same "
+                f"{len(self.problem)} people and body"
+            )
+        self.lowered = left
+        self.recorder.expect(tuple(term.name for term in left.objective.terms()))
 
     def solution(self) -> Solution:
         """The best of every person by the full objective (or the one that the last stage kept)."""
@@ -220,9 +257,10 @@ class _Crowd:
             time.perf_counter() - self.recorder.began,
         )
 
-    def _of_starts(self) -> Problem:
+    def _of_starts(self, problem: Problem | None = None) -> Problem:
         """The problem of every start; with one start each the very same, and what is prepared of it stays."""
-        return self.problem if len(self.kinds) == 1 else self.problem.select(self.owner)
+        problem = self.problem if problem is None else problem
+        return problem if len(self.kinds) == 1 else problem.select(self.owner)
 
     def _remember(self, rows: Tensor, score: Tensor) -> None:
         """Starts that lost, `(B, k)` rows, and the scores of all rows."""
@@ -291,7 +329,7 @@ def _run(
     """One stage: steps until everybody is done, rows that are done leaving the batch as they go."""
     names = tuple(term.name for term in problem.objective.terms())
     memory, status = solver.init(problem, state)
-    recorder.add(stage.name, names, lanes, status.values, status.energy, torch.zeros_like(lanes))
+    recorder.add(stage.name, names, lanes, status.values, status.energy, torch.zeros_like(lanes), state)
     rows = torch.arange(len(state), device=lanes.device)
     finished: list[tuple[Tensor, State, Tensor]] = []
     end, every = Outcome.MAX_STEPS, CHECK_EVERY.get(lanes.device.type, 1)
@@ -314,7 +352,7 @@ def _run(
         if every > 1:  # who is done stays where they are until somebody looks
             moved, after = choose(going, moved, state), choose(going, after, status)
         state, status = moved, after
-        recorder.add(stage.name, names, lanes[rows], status.values, status.energy, going)
+        recorder.add(stage.name, names, lanes[rows], status.values, status.energy, going, state)
         if on_step is not None:
             on_step(step + 1, stage.name)
     stopped = torch.where(

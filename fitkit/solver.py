@@ -29,6 +29,7 @@ class Outcome(IntEnum):
     NO_GRADIENT = 6
     NOT_FINITE_NEARBY = 7
     MAX_SECONDS = 8
+    FINISHED = 9
 
     @property
     def failed(self) -> bool:
@@ -54,6 +55,7 @@ _MESSAGES = {
     Outcome.NOT_FINITE_NEARBY: "stopped: the objective is not finite wherever a step would lead; the state is the best "
     "so far",
     Outcome.MAX_SECONDS: "stopped at the time limit; the state is the best so far",
+    Outcome.FINISHED: "done: the network has made all its stages",
 }
 
 
@@ -85,6 +87,7 @@ class Solver(ABC):
         stages: schedule of a run where the caller gives none.
         coordinates: chart that it moves in where neither problem nor stage says; None for the rotation tangent.
         keeps_bounds: whether it keeps `Problem.bounds`; one that does not is refused where there are any.
+        network: name of the network that it runs, for reports; "" for none.
     """
 
     name: str
@@ -93,6 +96,20 @@ class Solver(ABC):
     stages: tuple[Stage, ...] = ()
     coordinates: Chart | None = None
     keeps_bounds: bool = True
+    network: str = ""
+
+    def start(self, problem: Problem) -> State | None:
+        """A start of its own for every person, instead of the several that `fit` would make.
+
+        Asked without autograd, of the first solver only, and only where the caller gives no start.
+
+        Args:
+            problem: of B people, with all that was observed of them.
+
+        Returns:
+            B states, or None, which leaves it to `fit`.
+        """
+        return None
 
     @abstractmethod
     def init(self, problem: Problem, state: State) -> tuple[Rows | None, Status]:
@@ -101,6 +118,21 @@ class Solver(ABC):
     @abstractmethod
     def step(self, problem: Problem, state: State, memory: Any) -> tuple[State, Rows | None, Status]:
         """One step for every person. A person's step never depends on who else is in the batch."""
+
+    def hand_over(self, problem: Problem, state: State) -> Problem:
+        """The problem that the solvers after it in a chain lower, such as one that stays near its answer.
+
+        Choices between states and all that is reported go by the problem that `solve` was given, whatever is lowered.
+
+        Args:
+            problem: the full problem of B people, as the solvers before left it.
+            state: the B states where the solvers after it start.
+
+        Returns:
+            A problem of the same people and body. People leave the batch as they finish: what differs from person to
+            person belongs into its observation (such as `Observation.guess`), never into its objective.
+        """
+        return problem
 
 
 @dataclass(frozen=True)

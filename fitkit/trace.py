@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fitkit._select import choose
+from fitkit.state import State
+
 
 class Trace:
     """What happened, step by step, of the start that won for each of B people.
@@ -55,6 +58,11 @@ class Trace:
         """Of the terms that the stage counted."""
         return self._recorder.table.energy[:, self._lanes]
 
+    @cached_property
+    def states(self) -> tuple[State, ...]:
+        """The T states of B people, metres, camera frame; none where they were not kept (see `solve`)."""
+        return self._recorder.states_of(self._lanes)
+
     @property
     def steps_made(self) -> Int[Tensor, " B"]:
         """Steps that were made of each person's start, before and after it branched off another."""
@@ -72,7 +80,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class _Record:
-    """One moment: values `(b, names)` and energy `(b,)` of the lanes `(b,)`, and who of them made a step `(b,)`."""
+    """One moment: values `(b, names)` and energy `(b,)` of the lanes `(b,)`, who of them made a step `(b,)`, and their
+    states where these are kept."""
 
     seconds: float
     stage: str
@@ -81,6 +90,7 @@ class _Record:
     values: Tensor
     energy: Tensor
     moved: Tensor
+    state: State | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +106,14 @@ class Recorder:
     Args:
         terms: names of all terms.
         lanes: how many there are at first.
+        states: whether the state of every record is kept.
     """
 
-    def __init__(self, terms: tuple[str, ...], lanes: int) -> None:
+    def __init__(self, terms: tuple[str, ...], lanes: int, states: bool = False) -> None:
         self.terms, self.lanes, self.began = terms, lanes, time.perf_counter()
+        self.keeps_states = states
+        # Worked out already, of all lanes; see `only`.
+        self.states: tuple[State, ...] | None = None
         # Tensors among them are branches: from there on lane i continues what lane `branch[i]` was.
         self.events: list[_Record | Tensor] = []
 
@@ -116,10 +130,16 @@ class Recorder:
         values: Tensor,
         energy: Tensor,
         moved: Tensor,
+        state: State,
     ) -> None:
         """One record, of a step or of where a stage begins; cheap, because a solver waits for it."""
         seconds = time.perf_counter() - self.began
-        self.events.append(_Record(seconds, stage, names, lanes, values, energy, moved))
+        kept = state if self.keeps_states else None
+        self.events.append(_Record(seconds, stage, names, lanes, values, energy, moved, kept))
+
+    def expect(self, terms: tuple[str, ...]) -> None:
+        """Terms of another objective that is lowered from here on, beside those that are known."""
+        self.terms += tuple(name for name in terms if name not in self.terms)
 
     def branch(self, lanes: Tensor) -> None:
         """From here on lane i continues what lane `lanes[i]` was."""
@@ -129,12 +149,45 @@ class Recorder:
         """The histories of some lanes, which are lanes 0, 1, ... of the result."""
         kept, nobody = Recorder(self.terms, len(lanes)), lanes[:0]
         kept.events = [
-            replace(record, lanes=nobody, values=nobody, energy=nobody, moved=nobody)
+            replace(record, lanes=nobody, values=nobody, energy=nobody, moved=nobody, state=None)
             for record in self.records
         ]
-        table = self.table
+        table, kept.states = self.table, self.states_of(lanes)
         kept.table = _Table(table.values[:, lanes], table.energy[:, lanes], table.steps[lanes])
         return kept
+
+    def states_of(self, lanes: Tensor) -> tuple[State, ...]:
+        """The state of some of the last lanes at every record; who was not running stands where they were."""
+        if self.states is not None:
+            return tuple(state.select(lanes) for state in self.states)
+        if not self.keeps_states:
+            return ()
+        history: list[State] = []
+        for record, then, count in self._ancestors(lanes):
+            state = record.state
+            assert state is not None  # of all records or of none
+            place = torch.full((count,), -1, dtype=torch.long, device=then.device)
+            place[record.lanes] = torch.arange(len(record.lanes), device=then.device)
+            rows = place[then]
+            if len(state) == 0:  # nobody was running
+                history.append(history[-1] if history else state)
+                continue
+            now = state.select(rows.clamp_min(0))
+            history.append(choose(rows >= 0, now, history[-1]) if history else now)
+        return tuple(history)
+
+    def _ancestors(self, lanes: Tensor) -> list[tuple[_Record, Tensor, int]]:
+        """Every record, the lane that each of some last lanes was then, and how many there were."""
+        counts = [self.lanes]
+        for event in self.events:
+            counts.append(len(event) if isinstance(event, Tensor) else counts[-1])
+        found, then = [], lanes
+        for event, count in zip(reversed(self.events), reversed(counts[1:]), strict=True):
+            if isinstance(event, Tensor):
+                then = event[then]
+            else:
+                found.append((event, then, count))
+        return found[::-1]
 
     @cached_property
     def table(self) -> _Table:

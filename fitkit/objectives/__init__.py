@@ -1,6 +1,7 @@
 """What a fit lowers: differentiable terms, their sums and robust kernels."""
 
 from fitkit.objectives.base import FunctionObjective, Objective, Residual, Sum, objective
+from fitkit.objectives.guess import Guess
 from fitkit.objectives.kernels import L1, GMoF, Huber, Kernel
 from fitkit.objectives.keypoints import BoneDirections, Keypoints2D, Keypoints3D
 from fitkit.objectives.outline import Outline
@@ -13,6 +14,7 @@ __all__ = [
     "BoneDirections",
     "FunctionObjective",
     "GMoF",
+    "Guess",
     "Huber",
     "Kernel",
     "Keypoints2D",
