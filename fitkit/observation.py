@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -114,6 +114,12 @@ class Observation(Rows):
         kept = {key: _rows_of(value, rows) for key, value in self.__dict__.get("_made", {}).items()}
         chosen.__dict__["_made"] = {key: value for key, value in kept.items() if value is not None}
         return chosen
+
+    def without(self, parts: Iterable[str]) -> Observation:
+        """The same people without some parts, named as the attributes, with what was worked out about them."""
+        left: Observation = replace(self, **dict.fromkeys(parts))  # type: ignore[arg-type]
+        left.__dict__["_made"] = self.__dict__.setdefault("_made", {})
+        return left
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_made"}

@@ -35,6 +35,7 @@ class Prediction:
         self.body, self.state, self.camera = body, state, camera
         self._blocks = blocks
         self._positions: dict[str, Tensor] = {}
+        self._pixels: dict[str, Tensor] = {}
         self._jacobians: dict[str, Tensor] = {}
         self._found: dict[int, tuple[object, Any]] = {}
 
@@ -76,7 +77,9 @@ class Prediction:
 
     def keypoints_2d(self, name: str) -> Float[Tensor, "B K 2"]:
         """Points of a keypoint set, pixels of the full photo."""
-        return self.camera.project(self.keypoints(name))
+        if name not in self._pixels:
+            self._pixels[name] = self.camera.project(self.keypoints(name))
+        return self._pixels[name]
 
     @property
     def joints(self) -> Float[Tensor, "B J 3"]:

@@ -138,14 +138,9 @@ class Problem:
             return self
         # A box is small, and says how large a person is of whom a term sees little.
         read = keep.union({"camera", "box"}, *(term.requires for term in terms))
-        unread = {
-            part.name: None
-            for part in fields(self.observation)
-            if part.name not in read and self.observation.has(part.name)
-        }
-        if not unread:
-            return self
-        return replace(self, observation=replace(self.observation, **unread))  # type: ignore[arg-type]
+        names = [part.name for part in fields(self.observation)]
+        unread = [name for name in names if name not in read and self.observation.has(name)]
+        return replace(self, observation=self.observation.without(unread)) if unread else self
 
     @property
     def starts_without_dense(self) -> bool:

@@ -130,11 +130,11 @@ def needed(problem: Problem, solver: Solver | Chain) -> frozenset[str]:
         ValueError: the observation lacks one of them.
     """
     solvers = solver.solvers if isinstance(solver, Chain) else (solver,)
-    reads = frozenset[str]().union(*(each.requires for each in solvers))
-    missing = sorted(part for part in reads if not problem.observation.has(part))
+    requires = frozenset[str]().union(*(each.requires for each in solvers))
+    missing = sorted(part for part in requires if not problem.observation.has(part))
     if missing:
         raise ValueError(f"solver {solver.name} needs {missing}, which the observation does not have")
-    return reads
+    return requires.union(*(each.reads for each in solvers))
 
 
 class _Crowd:

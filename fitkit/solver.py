@@ -82,7 +82,8 @@ class Solver(ABC):
 
     Attributes:
         name: under which it is registered and reported.
-        requires: parts of the Observation that it reads.
+        requires: parts of the Observation that it cannot do without.
+        reads: parts that it reads as well, beside those of the objective, where they were observed.
         max_steps: steps of a run without a schedule.
         stages: schedule of a run where the caller gives none.
         coordinates: chart that it moves in where neither problem nor stage says; None for the rotation tangent.
@@ -92,6 +93,7 @@ class Solver(ABC):
 
     name: str
     requires: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
     max_steps: int = 100
     stages: tuple[Stage, ...] = ()
     coordinates: Chart | None = None

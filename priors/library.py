@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -80,8 +81,15 @@ def default_pose_prior() -> PooledPrior:
     """Half the flow and half the Gaussian.
 
     The flow knows hinges and their stops but has poses of its own to fall into, the Gaussian is smooth but pulls
-    straight limbs to a bent mean. `benchmarks/priors.py` compares the pool with either.
+    straight limbs to a bent mean. `benchmarks/priors.py` compares the pool with either. Its numbers are made once: all
+    fits share them.
     """
+    return copy.copy(_default_pool())
+
+
+@cache
+@torch.inference_mode(False)
+def _default_pool() -> PooledPrior:
     return PooledPrior(0.5 * flow_prior(), 0.5 * gaussian_prior())
 
 

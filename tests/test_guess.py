@@ -14,7 +14,7 @@ import fitkit
 from fitkit import geometry
 from fitkit.body.model import BodyModel
 from fitkit.coordinates import SixD, retract
-from fitkit.objectives import GMoF, Guess, Huber, Keypoints2D, Objective
+from fitkit.objectives import GMoF, Guess, GuessedDepth, Huber, Keypoints2D, Objective
 from fitkit.objectives.base import as_residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
@@ -34,6 +34,8 @@ TERMS: list[Objective] = [
     Guess([0.1] * 21 + [float("inf")], shape=float("inf")),
     Guess(0.2).robust(GMoF(2.0)),
     Guess(SPREADS).robust(Huber(1.0)),
+    GuessedDepth(0.07),
+    GuessedDepth().robust(GMoF(2.0)),
 ]
 
 
@@ -87,6 +89,25 @@ def test_one_turn_has_a_closed_form(body: BodyModel, people: MakePeople) -> None
     pose_part = (1 - angle.cos()) / SPREADS[8] ** 2
     torch.testing.assert_close(problem.energy(moved), pose_part + 2 * (shift**2).sum())
     torch.testing.assert_close(float(pose_part[1]), 0.5 * (1e-3 / SPREADS[8]) ** 2, rtol=1e-5, atol=0)
+
+
+def test_depth_is_that_of_the_joints_behind_the_root(body: BodyModel, people: MakePeople) -> None:
+    """A body turned half about the optical axis or moved keeps its relative depths; in a mirror they change sign."""
+    state, observation = people(2)
+    problem = Problem(body, replace(observation, guess=state), GuessedDepth(0.1))
+    half = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
+    moved = replace(state, global_orient=half @ state.global_orient, transl=state.transl + 1)
+    assert float(problem.energy(moved).max()) < 1e-20
+    about = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    other = replace(state, global_orient=about @ state.global_orient)
+    joints = body.joints(state)[:, 1:22] - body.joints(state)[:, :1]
+    torch.testing.assert_close(problem.energy(other), 0.5 * ((2 * joints[..., 2] / 0.1) ** 2).sum(1))
+
+
+@pytest.mark.parametrize("spread", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_spread_of_depth_is_a_length(spread: float) -> None:
+    with pytest.raises(ValueError, match="metres above zero"):
+        GuessedDepth(spread)
 
 
 @pytest.mark.parametrize("term", TERMS, ids=str)

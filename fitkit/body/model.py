@@ -104,6 +104,7 @@ class BodyModel:
         self.joint_set = get_set(JOINT_SETS[len(data.parents)])
         self.num_betas, self.num_expression = data.shapedirs.shape[2], data.exprdirs.shape[2]
         self._points: dict[tuple[str, bool], PointSet] = {}
+        self._available: dict[str, Tensor] = {}
         self._moved: dict[tuple[torch.dtype, torch.device], BodyModel] = {(dtype, self.device): self}
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> BodyModel:
@@ -250,7 +251,13 @@ class BodyModel:
         return self.points(name, posed.transforms.shape[1]).positions(posed)
 
     def available(self, name: str) -> Tensor:
-        """`(K,)` bool: which points of a set this body can give."""
+        """`(K,)` bool: which points of a set this body can give; looked up once and kept."""
+        if name not in self._available:
+            self._available[name] = self._find_available(name)
+        return self._available[name]
+
+    @torch.inference_mode(False)
+    def _find_available(self, name: str) -> Tensor:
         if name == self.joint_set.name:
             return torch.ones(len(self.joint_set), dtype=torch.bool, device=self.device)
         return torch.as_tensor(self._regressor(name).sum(1) > 0.5, device=self.device)

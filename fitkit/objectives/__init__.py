@@ -1,7 +1,7 @@
 """What a fit lowers: differentiable terms, their sums and robust kernels."""
 
 from fitkit.objectives.base import FunctionObjective, Objective, Residual, Sum, objective
-from fitkit.objectives.guess import Guess
+from fitkit.objectives.guess import Guess, GuessedDepth
 from fitkit.objectives.kernels import L1, GMoF, Huber, Kernel
 from fitkit.objectives.keypoints import BoneDirections, Keypoints2D, Keypoints3D
 from fitkit.objectives.outline import Outline
@@ -15,6 +15,7 @@ __all__ = [
     "FunctionObjective",
     "GMoF",
     "Guess",
+    "GuessedDepth",
     "Huber",
     "Kernel",
     "Keypoints2D",

@@ -1,4 +1,4 @@
-"""Guess: the pull of an estimate of the body, such as a network's, on a fit."""
+"""The pull of an estimate of the body, such as a network's, on a fit: on its rotations, or on its depth alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fitkit.state import State
 
 # Rotations that it compares; hands and face stay free.
 _PARTS = ("global_orient", "body_pose")
+_BODY = 22  # joints of every body that are not those of hands and face
 
 
 class Guess(Objective):
@@ -127,6 +128,44 @@ class Guess(Objective):
             return torch.tensor(scale, dtype=like.dtype, device=like.device).expand(len(like), -1)
 
         return obs.once(("guess", spreads, like.dtype, like.device), make)
+
+
+class GuessedDepth(Objective):
+    """Keep every joint as far behind or in front of the root as an estimate, `Observation.guess`, has it.
+
+    A photo says where joints are in the image plane and hardly anything of their depth; what an estimate knows beyond
+    the photo is depth. So this term holds that, and leaves the plane to what was seen. The row of joint j is
+    `((z_j - z_root) - (z_j - z_root)_guess) / spread`, z along the optical axis.
+
+    Args:
+        spread: standard deviation of the estimate's relative depths, metres.
+
+    Raises:
+        ValueError: a spread that is not positive.
+    """
+
+    name = "guessed_depth"
+    requires = frozenset({"guess"})
+
+    def __init__(self, spread: float = 0.05) -> None:
+        if not _positive(spread) or math.isinf(spread):
+            raise ValueError(f"objective {self.name}: spread is {spread}, expected metres above zero")
+        self.spread = float(spread)
+
+    def residual(self, pred: Prediction, obs: Observation) -> Tensor:
+        guess = obs.guess
+        assert guess is not None  # checked by Problem: `requires`
+        wanted = obs.once((self.name, pred.body.name), lambda: _depths(pred.body.joints(guess)))
+        return (_depths(pred.joints) - wanted.to(pred.state.transl)) / self.spread
+
+    def jacobian(self, pred: Prediction, obs: Observation) -> Float[Tensor, "B N 1 D"]:
+        moved = pred.keypoints_jacobian(pred.body.joint_set.name)[:, :, 2:]
+        return (moved[:, 1:_BODY] - moved[:, :1]) / self.spread
+
+
+def _depths(joints: Float[Tensor, "B J 3"]) -> Float[Tensor, "B N"]:
+    """Of the joints of the body, hands left out, behind the root."""
+    return joints[:, 1:_BODY, 2] - joints[:, :1, 2]
 
 
 def _positive(number: float) -> bool:

