@@ -17,6 +17,7 @@ _OURS = {
     "lbfgs": "fitkit.solvers.lbfgs:LBFGS",
     "bfgs": "fitkit.solvers.bfgs:BFGS",
     "adam": "fitkit.solvers.adam:Adam",
+    "hund": "fitkit.solvers.hund:HUND",
     "scipy-bfgs": "fitkit.solvers.scipy:ScipyBFGS",
     "scipy-lbfgsb": "fitkit.solvers.scipy:ScipyLBFGSB",
     "scipy-least-squares": "fitkit.solvers.scipy:ScipyLeastSquares",

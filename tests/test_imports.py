@@ -29,13 +29,14 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"priors", "solvers"}),
     frozenset({"observe", "metrics", "simulate", "show"}),
     frozenset({"api"}),
+    frozenset({"train"}),
     frozenset({"doctor", "_arguments", "_summary"}),
     frozenset({"cli", "doctor", "_arguments", "_summary", "__main__"}),
 )
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 # The core reaches these by name only, never by an import statement.
 PLUG_INS = frozenset({"priors", "solvers"})
-MAY_IMPORT_PLUG_INS = frozenset({"api", "cli", "__main__"})
+MAY_IMPORT_PLUG_INS = frozenset({"api", "cli", "__main__", "train"})
 # A result can save and show itself; that import waits inside the method.
 LAZILY_FROM_BELOW = frozenset({"show"})
 # Slow to import and not needed until something is drawn, read or detected.
