@@ -29,6 +29,7 @@ FITKIT_TRACEBACK=1 shows where an error comes from.
 _COMMANDS = """\
 commands:
   fit PHOTO...           fit the people in photos; see `fitkit fit --help`
+  stages PHOTO           draw every stage of a solver over a photo; see `fitkit stages --help`
   texture PHOTO TEXTURE  put a texture on the people of a photo; see `fitkit texture --help`
   doctor                 what is installed, what works, and what to do about the rest
 """
@@ -42,7 +43,17 @@ examples:
 
 exit status: 0 done; 1 nobody found, a person failed or the photo could not be read; 2 wrong use; 130 interrupted.
 """
-COMMANDS = ("fit", "texture", "doctor")
+_STAGES = """\
+A row of the picture shows one person: the photo, the start, every step (of many those that lie evenly on a logarithmic
+scale) with its energy, and the last body from the side and from above on squares of 0.5 m.
+
+examples:
+  fitkit stages photo.jpg
+  fitkit stages photo.jpg --solver lm --people largest --steps 10 --out lm.png
+
+exit status: 0 done; 1 nobody found, a person failed or the photo could not be read; 2 wrong use; 130 interrupted.
+"""
+COMMANDS = ("fit", "stages", "texture", "doctor")
 
 
 class UsageError(Exception):
@@ -72,6 +83,8 @@ def parse(command: str, arguments: list[str]) -> argparse.Namespace:
         return _doctor_parser().parse_args(arguments)
     if command == "texture":
         return _parse_texture(arguments)
+    if command == "stages":
+        return _parse_stages(arguments)
     parser = _fit_parser()
     options = _parse_anywhere(parser, "photos", arguments)
     if not options.photos:
@@ -93,6 +106,14 @@ def _parse_texture(arguments: list[str]) -> argparse.Namespace:
     options.photos, options.texture = options.files[:1], options.files[1]
     if not 0 <= options.opacity <= 1:
         parser.error(f"--opacity {options.opacity:g}: expected 0 to 1")
+    return options
+
+
+def _parse_stages(arguments: list[str]) -> argparse.Namespace:
+    parser = _stages_parser()
+    options = _parse_anywhere(parser, "photos", arguments)
+    if len(options.photos) != 1:
+        parser.error(f"{' '.join(options.photos) or 'no file'} was given, expected one PHOTO")
     return options
 
 
@@ -119,16 +140,16 @@ def parse_without_command(arguments: list[str]) -> NoReturn:
         epilog=_COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        usage="fitkit [-h] [--version] {fit,texture,doctor} ...",
+        usage="fitkit [-h] [--version] {fit,stages,texture,doctor} ...",
     )
     parser.add_argument("--version", action="version", version=f"fitkit {__version__}")
     _, rest = parser.parse_known_args(arguments)
     if not rest:
-        parser.error("no command was given, expected fit, texture or doctor")
+        parser.error("no command was given, expected fit, stages, texture or doctor")
     if rest[0].startswith("-"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     meant = f"; did you mean: fitkit fit {rest[0]}" if Path(rest[0]).is_file() else ""
-    raise UsageError(f"unknown command {rest[0]!r}, expected fit, texture or doctor{meant}")
+    raise UsageError(f"unknown command {rest[0]!r}, expected fit, stages, texture or doctor{meant}")
 
 
 def _doctor_parser() -> Parser:
@@ -155,10 +176,32 @@ def _fit_parser() -> Parser:
     out = "folder for the files, made if missing; each of several photos gets its own in it (default: %(default)s)"
     parser.add_argument("--out", help=out, metavar="DIR", default="fitkit-out")
     _add_fitting(parser)
-    body = "your file of SMPL, SMPL+H or SMPL-X (default: the embedded open body)"
-    parser.add_argument("--body", help=body, metavar="FILE")
-    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
-    parser.add_argument("--jumps", help=jumps, action="store_true")
+    _add_body(parser)
+    parser.add_argument(
+        "--stages", help="draw every stage of the solver too (stages.png)", action="store_true"
+    )
+    return parser
+
+
+def _stages_parser() -> Parser:
+    parser = Parser(
+        "fitkit stages",
+        description="Fit the people in a photo, and draw the bodies at every stage of the solver.",
+        epilog=_STAGES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="fitkit stages PHOTO [options]",
+    )
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, TIFF ...")
+    out = "the picture, a PNG file (default: %(default)s)"
+    parser.add_argument("--out", help=out, metavar="FILE", default="fitkit-stages.png")
+    rows = "people to draw at most, largest first (default: %(default)s)"
+    parser.add_argument("--rows", help=rows, metavar="COUNT", type=_count, default=6)
+    steps = "steps to draw at most, beside the start (default: %(default)s)"
+    parser.add_argument("--steps", help=steps, metavar="COUNT", type=_count, default=6)
+    _add_fitting(parser)
+    _add_body(parser)
+    parser.set_defaults(solver="hund", stages=True)
     return parser
 
 
@@ -181,7 +224,7 @@ def _texture_parser() -> Parser:
     shade = "keep the texture's own colours, without the light and shadow of the photo"
     parser.add_argument("--no-shade", help=shade, action="store_true")
     _add_fitting(parser)
-    parser.set_defaults(body=None, jumps=False)
+    parser.set_defaults(body=None, jumps=False, stages=False)
     return parser
 
 
@@ -210,6 +253,20 @@ def _add_fitting(parser: Parser) -> None:
     add("--focal", focal, "PIXELS", type=_number)
     add("--intrinsics", "calibrated camera, pixels", ("FX", "FY", "CX", "CY"), nargs=4, type=_number)
     add("--device", "cpu, cuda or cuda:N (default: %(default)s)", "NAME", default="cpu")
+
+
+def _add_body(parser: Parser) -> None:
+    """The options of commands that take any body."""
+    body = "your file of SMPL, SMPL+H or SMPL-X (default: the embedded open body)"
+    parser.add_argument("--body", help=body, metavar="FILE")
+    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
+    parser.add_argument("--jumps", help=jumps, action="store_true")
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
+    return int(text)
 
 
 def _number(text: str) -> float:

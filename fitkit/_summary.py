@@ -69,7 +69,11 @@ def summarise(path: str, result: FitResult, folder: Path, seconds: float) -> Non
         stdout().print(table)
     if len(result) > _MOST_ROWS:
         say(f"  and {len(result) - _MOST_ROWS} more, see result.json")
-    shown = [str(folder / name) for name in ("overlay.png", "report.html") if (folder / name).exists()]
+    shown = [
+        str(folder / name)
+        for name in ("overlay.png", "stages.png", "report.html")
+        if (folder / name).exists()
+    ]
     say(f"  {', '.join(shown) or f'files in {folder}'}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `fitkit fit PHOTO...`, `fitkit texture PHOTO TEXTURE` and `fitkit doctor`."""
+"""The command line: `fitkit fit PHOTO...`, `stages PHOTO`, `texture PHOTO TEXTURE` and `doctor`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in COMMANDS:
-            run = {"fit": fit_photos, "texture": texture_photo, "doctor": run_doctor}[arguments[0]]
-            return run(parse(arguments[0], arguments[1:]))
+            return _RUN[arguments[0]](parse(arguments[0], arguments[1:]))
         parse_without_command(arguments)
     except SystemExit as leaving:  # argparse, after --help and --version
         return leaving.code if isinstance(leaving.code, int) else DONE
@@ -111,7 +110,6 @@ def texture_photo(options: argparse.Namespace) -> int:
     from fitkit.body import open_body
     from fitkit.body.charts import Charts
     from fitkit.files import atomic_write
-    from fitkit.observe import load_image
     from fitkit.show.texture import atlas_template, paint_texture
 
     out = Path(options.out if options.template is None else options.template)
@@ -120,34 +118,70 @@ def texture_photo(options: argparse.Namespace) -> int:
         atomic_write(out, _png(atlas_template(open_body())))
         say(f"{out}: draw on it, then: fitkit texture PHOTO {out}")
         return DONE
-    job, began = _prepare(options), time.perf_counter()
+    job, atlas = _prepare(options), _read_texture(options.texture)
+
+    def draw(photo: Photo, result: FitResult) -> np.ndarray:
+        bodies, camera = result[result.ok], result.observation.camera
+        surface, charts = bodies.vertices().cpu(), Charts.of(result.body)
+        return paint_texture(
+            photo.pixels,
+            *(surface, charts, camera.focal.cpu(), camera.center.cpu(), atlas),
+            opacity=options.opacity,
+            shade=not options.no_shade,
+        )
+
+    return _draw_one(
+        job, options.photos[0], out, draw, lambda people: f"{_people(people)} in {options.texture}"
+    )
+
+
+def draw_photo_stages(options: argparse.Namespace) -> int:
+    """`fitkit stages`."""
+    from fitkit.show.stages import draw_stages
+
+    out = Path(options.out)
+    _check_picture("--out", out)
+    job = _prepare(options)
+
+    def draw(photo: Photo, result: FitResult) -> np.ndarray:
+        return draw_stages(result, people=options.rows, steps=options.steps)
+
+    def words(people: int) -> str:
+        shown = f", the first {options.rows} of them drawn" if people > options.rows else ""
+        return f"{_people(people)}{shown}, solver {job.solver.name}"
+
+    return _draw_one(job, options.photos[0], out, draw, words)
+
+
+def _draw_one(
+    job: _Job,
+    path: str,
+    out: Path,
+    draw: Callable[[Photo, FitResult], np.ndarray],
+    words: Callable[[int], str],
+) -> int:
+    """Fit one photo and write a picture of whoever could be fitted; returns the exit status."""
+    from fitkit.files import atomic_write
+    from fitkit.observe import load_image
+
+    began = time.perf_counter()
     if job.device == "cpu":
         _use_one_thread()
-    atlas, path = _read_texture(options.texture), options.photos[0]
     try:
         with progress(Path(path).name) as on_step:
             photo = load_image(path)
             result = job.fit(path, photo, on_step)
-            bodies, camera = result[result.ok], result.observation.camera
-            if len(bodies):
-                on_step(0, "painting")
-                surface, charts = bodies.vertices().cpu(), Charts.of(result.body)
-                focal, center = camera.focal.cpu(), camera.center.cpu()
-                picture = paint_texture(
-                    photo.pixels,
-                    *(surface, charts, focal, center, atlas),
-                    opacity=options.opacity,
-                    shade=not options.no_shade,
-                )
-                atomic_write(out, _png(picture))
+            people = int(result.ok.sum())
+            if people:
+                on_step(0, "drawing")
+                atomic_write(out, _png(draw(photo, result)))
     except UsageError:
         raise
     except Exception as error:
         complain(_in_words(error, path))
         return FAILED
-    if len(bodies):
-        people = f"{len(bodies)} {'person' if len(bodies) == 1 else 'people'}"
-        say(f"{path}: {people} in {options.texture}, {time.perf_counter() - began:.1f} s; {out}")
+    if people:
+        say(f"{path}: {words(people)}, {time.perf_counter() - began:.1f} s; {out}")
     return _judge(path, result, job)
 
 
@@ -157,6 +191,7 @@ class _Job:
 
     solver: Solver | Chain
     jumps: bool
+    states: bool
     silhouette: bool
     body: BodyModel | None
     people: People
@@ -185,6 +220,7 @@ class _Job:
             camera=self.camera(photo),
             device=self.device,
             on_step=on_step,
+            states=self.states,
         )
 
     def camera(self, photo: Photo) -> Camera | None:
@@ -255,6 +291,7 @@ def _prepare(options: argparse.Namespace) -> _Job:
     return _Job(
         solver=solver,
         jumps=options.jumps,
+        states=options.stages,
         silhouette=options.silhouette,
         body=_read_body(options.body),
         people=options.people,
@@ -420,7 +457,19 @@ def _in_words(error: Exception, path: str = "") -> Exception:
     return named
 
 
+def _people(count: int) -> str:
+    return f"{count} {'person' if count == 1 else 'people'}"
+
+
 def _close_stdout() -> None:
     """Nobody reads on: what is still buffered must not fail again when Python exits."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fit": fit_photos,
+    "stages": draw_photo_stages,
+    "texture": texture_photo,
+    "doctor": run_doctor,
+}

@@ -151,7 +151,8 @@ class FitResult:
         """Write overlay, meshes, parameters, trace and report to a folder (made if missing).
 
         Files: `overlay.png`, `views.png`, `body_N.glb`, `body_N.obj`, `scene.glb`, `params.npz`, `trace.png`,
-        `trace.csv`, `report.html` and `result.json`; each is written whole or not at all.
+        `trace.csv`, `report.html` and `result.json`, and `stages.png` where the trace has states
+        (`fit(..., states=True)`); each is written whole or not at all.
 
         Raises:
             OSError: the folder cannot be made or written to.

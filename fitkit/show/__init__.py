@@ -7,6 +7,7 @@ from fitkit.show.overlay import draw_keypoints, overlay
 from fitkit.show.plots import trace_plot, write_trace_table
 from fitkit.show.report import write_report
 from fitkit.show.result import save_result, show_result, to_json
+from fitkit.show.stages import draw_stages
 from fitkit.show.texture import atlas_template, paint_texture
 from fitkit.show.views import side_view
 
@@ -14,6 +15,7 @@ __all__ = [
     "atlas_template",
     "atomic_write",
     "draw_keypoints",
+    "draw_stages",
     "output_folder",
     "overlay",
     "paint_texture",

@@ -47,7 +47,7 @@ img.picture { display: block; width: min(100%, calc(78vh * var(--aspect))); heig
   border-radius: 8px; border: 1px solid var(--line); }
 /* On a phone a plot is slid sideways rather than shrunk until nothing can be read. */
 .wide { width: fit-content; max-width: 100%; }
-img.plot { display: block; max-width: max(100%, 620px); background: #fff; }
+img.plot { display: block; background: #fff; }
 .stage { position: relative; width: min(100%, calc(78vh * var(--aspect))); aspect-ratio: var(--aspect);
   border-radius: 8px; overflow: hidden;
   border: 1px solid var(--line); background: var(--panel); }
@@ -90,6 +90,7 @@ def write_report(
     settings: Mapping[str, object],
     overlay: ArrayLike | None = None,
     views: ArrayLike | None = None,
+    stages: ArrayLike | None = None,
     trace: str | Path | bytes | None = None,
     colors: ArrayLike | None = None,
     names: Sequence[str] | None = None,
@@ -109,6 +110,7 @@ def write_report(
         settings: label to value, such as the solver, the device, the version.
         overlay: picture made by `overlay`.
         views: picture made by `side_view`.
+        stages: picture made by `draw_stages`.
         trace: PNG made by `trace_plot`: its path or its bytes.
         colors: `(B, 3)` RGB, those of the overlay; else the palette.
         names: one per person; else person 0, person 1, ...
@@ -141,6 +143,10 @@ def write_report(
         "<h2>From the side and from above</h2>"
         + _wide(_data_uri(as_photo(views)), "the bodies from the side and from above")
         if views is not None
+        else "",
+        "<h2>Step by step</h2>"
+        + _wide(_data_uri(as_photo(stages)), "the bodies from the start to the last step", 1100)
+        if stages is not None
         else "",
         _trace_section(trace),
         "<h2>Settings</h2>" + _settings_table(settings) if settings else "",
@@ -216,8 +222,10 @@ def _trace_section(trace: str | Path | bytes | None) -> str:
     return "<h2>Course of the fit</h2>" + _wide(source, "energy against steps and seconds")
 
 
-def _wide(source: str, name: str) -> str:
-    return f'<div class="scroll wide"><img class="plot" alt="{_text(name)}" src="{source}"></div>'
+def _wide(source: str, name: str, least: int = 620) -> str:
+    """A picture as wide as the page, and at least so many pixels: slid sideways where the page is narrower."""
+    style = f"max-width: max(100%, {least}px)"
+    return f'<div class="scroll wide"><img class="plot" alt="{_text(name)}" style="{style}" src="{source}"></div>'
 
 
 def _figure(picture: ArrayLike | None, caption: str, name: str) -> str:

@@ -17,6 +17,7 @@ from fitkit.show.mesh import scene_glb, write_glb, write_obj
 from fitkit.show.overlay import overlay, shrink
 from fitkit.show.plots import trace_plot, write_trace_table
 from fitkit.show.report import write_report
+from fitkit.show.stages import draw_stages
 from fitkit.show.views import side_view
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def save_result(result: FitResult, folder: str | Path) -> Path:
     result.state.save(folder / "params.npz")
     write_json(folder / "result.json", to_json(result))
     bodies, numbers = result[result.ok], result.ok.nonzero()[:, 0].tolist()
-    _remove_stale(folder, numbers)
+    _remove_stale(folder, numbers, result.trace is not None and bool(result.trace.states))
     vertices, faces = bodies.vertices().detach().cpu().numpy(), result.body.faces.cpu().numpy()
     colors = person_colors(len(result))[result.ok.numpy()]
     picture = _draw(bodies, vertices, faces, colors)
@@ -50,6 +51,9 @@ def save_result(result: FitResult, folder: str | Path) -> Path:
         course = trace_arrays(result)
         trace_plot(folder / "trace.png", course)
         write_trace_table(folder / "trace.csv", course)
+    stages = draw_stages(result) if result.trace is not None and result.trace.states else None
+    if stages is not None:
+        _write_picture(folder / "stages.png", PIL.Image.fromarray(stages))
     camera = result.observation.camera
     write_report(
         folder / "report.html",
@@ -68,6 +72,7 @@ def save_result(result: FitResult, folder: str | Path) -> Path:
         },
         overlay=picture,
         views=views,
+        stages=stages,
         trace=folder / "trace.png" if result.trace is not None else None,
         colors=colors,
         names=[f"person {number}" for number in numbers],
@@ -111,12 +116,13 @@ def trace_arrays(result: FitResult) -> dict[str, Any]:
     }
 
 
-def _remove_stale(folder: Path, numbers: list[int]) -> None:
+def _remove_stale(folder: Path, numbers: list[int], states: bool) -> None:
     """Files of an earlier save to the same folder that this one will not write again: they would tell of others."""
     keep = {f"body_{number}.{kind}" for number in numbers for kind in ("glb", "obj")}
     of_bodies = [path for kind in ("glb", "obj") for path in folder.glob(f"body_*.{kind}")]
     whole = ("views.png", "scene.glb", "trace.png", "trace.csv", "report.html")
     of_bodies += [] if numbers else [folder / name for name in whole]
+    of_bodies += [] if numbers and states else [folder / "stages.png"]
     for path in of_bodies:
         if path.name not in keep:
             path.unlink(missing_ok=True)
