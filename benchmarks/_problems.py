@@ -15,9 +15,11 @@ from fitkit.body import BodyModel
 from fitkit.camera import Camera
 from fitkit.datasets import Motion, read_folders
 from fitkit.keypoints import Keypoints, get_set
+from fitkit.metrics import LIMBS, joint_angle_error, mpjpe, pa_mpjpe
 from fitkit.objectives import GMoF, Keypoints2D, Objective
 from fitkit.observation import Observation
 from fitkit.priors import JointLimits, ShapePrior, UprightPrior, default_pose_prior
+from fitkit.problem import Problem
 from fitkit.state import State
 
 # Motion capture of people whom no prior here was trained on.
@@ -25,6 +27,16 @@ MOTION = "mocap/bvh/val"
 LAYOUT = {MOTION: "folder of SSS_TT.bvh, motion capture of subjects SSS that no prior has seen"}
 NOISE, MISSING, TILT, SEED = 0.01, 0.1, 8.0, 123
 SIDE, FOCAL = 1000, 1000.0
+# What is counted of every person, and its unit.
+UNITS = {
+    "energy": "",
+    "2D error, noisy points": "sigma",
+    "2D error, clean points": "sigma",
+    "MPJPE": "mm",
+    "PA-MPJPE": "mm",
+    "angle, 21 joints": "deg",
+    "angle, limbs": "deg",
+}
 
 
 @dataclass(frozen=True)
@@ -135,3 +147,23 @@ def objective(prior: Objective | None = None, upright: bool = True) -> Objective
         + JointLimits()
     )
     return total + UprightPrior() if upright else total
+
+
+def errors_of(body: BodyModel, problems: Problems, state: State) -> dict[str, Tensor]:
+    """`(B,)` of everything in `UNITS`."""
+    truth = problems.truth
+    mine, true = body.joints(state)[:, :22], body.joints(truth)[:, :22]
+    seen, camera = problems.observation.keypoints, problems.observation.camera
+    assert seen is not None
+    pixels = camera.project(body.keypoints(state, "coco17"))
+    off = (pixels - seen.xy).norm(dim=-1) * seen.confidence
+    turned = state.body_pose[:, :21], truth.body_pose
+    return {
+        "energy": Problem(body, problems.observation, objective()).energy(state),
+        "2D error, noisy points": off.sum(1) / seen.confidence.sum(1).clamp_min(1e-9) / problems.sigma,
+        "2D error, clean points": (pixels - problems.clean).norm(dim=-1).mean(1) / problems.sigma,
+        "MPJPE": 1e3 * mpjpe(mine, true),
+        "PA-MPJPE": 1e3 * pa_mpjpe(mine, true),
+        "angle, 21 joints": joint_angle_error(*turned),
+        "angle, limbs": joint_angle_error(*turned, LIMBS),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -14,6 +15,11 @@ DENSE = ("<!-- dense: python benchmarks/_readme.py -->", "<!-- /dense -->")
 MASKS = ("<!-- masks: python benchmarks/_readme.py -->", "<!-- /masks -->")
 RENDER = ("<!-- render: python benchmarks/_readme.py -->", "<!-- /render -->")
 FITS = ("<!-- fits: python benchmarks/_readme.py -->", "<!-- /fits -->")
+HUND = ("<!-- hund: python benchmarks/_readme.py -->", "<!-- /hund -->")
+HUND_STAGES = ("<!-- hund stages: python benchmarks/_readme.py -->", "<!-- /hund stages -->")
+HUND_ABLATIONS = ("<!-- hund ablations: python benchmarks/_readme.py -->", "<!-- /hund ablations -->")
+HUND_ROBUST = ("<!-- hund robustness: python benchmarks/_readme.py -->", "<!-- /hund robustness -->")
+HUND_PHOTOS = ("<!-- hund photos: python benchmarks/_readme.py -->", "<!-- /hund photos -->")
 # A run of few solvers by themselves: of the same minutes, which ratios of times are best taken in.
 PROGRAMS = {"peers": "solvers"}
 # (what, program, names of the results, how they are written)
@@ -221,6 +227,62 @@ OF_RENDER = (
     ("silhouette off by", "difference from float64, 64 px", "silhouette, mean over the body", "{:.0e}"),
 )
 
+_ACCURACY = (
+    ("MPJPE", "MPJPE", "{:.1f}"),
+    ("PA", "PA-MPJPE", "{:.1f}"),
+    ("angle", "angle, 21 joints", "{:.1f}"),
+    ("limbs", "angle, limbs", "{:.1f}"),
+    ("2D, noisy", "2D error, noisy points", "{:.2f}"),
+    ("2D, clean", "2D error, clean points", "{:.2f}"),
+    ("energy", "energy", "{:.1f}"),
+)
+OF_HUND = (
+    *((head, "solvers", number, form) for head, number, form in _ACCURACY),
+    ("MPJPE - hund", "paired", "MPJPE", "{:+.1f}"),
+    ("+-", "paired", "MPJPE, +-", "{:.1f}"),
+    ("limbs - hund", "paired", "angle, limbs", "{:+.1f}"),
+    ("+- ", "paired", "angle, limbs, +-", "{:.1f}"),
+    ("time, 1", "ratios", "over hund, batch 1", "{:.3g}x"),
+    ("64", "ratios", "over hund, batch 64", "{:.3g}x"),
+    ("200", "ratios", "over hund, batch 200", "{:.3g}x"),
+    ("problems", "solvers", "problems", "{:.0f}"),
+)
+OF_STAGES = (
+    *((head, "stages", number, form) for head, number, form in _ACCURACY),
+    ("energy, median", "stages", "energy, median", "{:.1f}"),
+    ("ms, alone", "stages", "alone, from the start", "{:.1f}"),
+)
+OF_ABLATIONS = (
+    ("MPJPE", "ablations", "MPJPE", "{:.1f}"),
+    ("+-", "ablations", "+-", "{:.1f}"),
+    ("PA", "ablations", "PA-MPJPE", "{:.1f}"),
+    ("limbs", "ablations", "angle, limbs", "{:.1f}"),
+    ("2D, clean", "ablations", "2D error, clean points", "{:.2f}"),
+    *((f"after {stage}", "stages", stage, "{:.1f}") for stage in ("0", "1", "5", "10")),
+)
+OF_ROBUST = tuple(
+    (f"{solver}: {head}", "robustness", f"{solver}, {number}", form)
+    for solver in ("hund", "hund+lm", "lm")
+    for head, number, form in (
+        ("MPJPE", "MPJPE", "{:.1f}"),
+        ("above, %", "MPJPE above clean", "{:+.0f}"),
+        ("PA", "PA-MPJPE", "{:.1f}"),
+    )
+)
+OF_PHOTOS = (
+    *((f"PCK@{size}, main", "photos", f"PCK@{size}, main", "{:.3f}") for size in ("0.05", "0.1", "0.2")),
+    ("PCK@0.1, all", "photos", "PCK@0.1, all", "{:.3f}"),
+    ("S8: MPJPE", "photos, 3D", "S8_WalkDog_1.55011271_000026, MPJPE", "{:.0f}"),
+    ("PA", "photos, 3D", "S8_WalkDog_1.55011271_000026, PA-MPJPE", "{:.0f}"),
+    ("TS1: MPJPE", "photos, 3D", "TS1_002001, MPJPE", "{:.0f}"),
+    ("PA ", "photos, 3D", "TS1_002001, PA-MPJPE", "{:.0f}"),
+    ("lean of the standing", "photos", "lean of the standing, median", "{:.1f}"),
+    ("knees forwards", "photos", "knee bent forwards", "{:.0f}"),
+    ("heads away", "photos", "head turned away", "{:.0f}"),
+    ("fit, ms", "photos", "fit, per person, median", "{:.1f}"),
+    ("of one person", "photos", "fit of one person, median", "{:.1f}"),
+)
+
 
 def matrix(file: Path, lead: str, columns: tuple[tuple[str, str, str, str], ...]) -> str:
     """One row per thing compared, as Markdown: those that the leading section has."""
@@ -259,18 +321,25 @@ def main() -> None:
     readme = HERE.parent / "README.md"
     text, folder = readme.read_text(encoding="utf-8"), HERE / "results" / "cpu"
     tables = (
-        (MEASURED, table(folder)),
-        (SOLVERS, matrix(folder / "solvers.json", "accuracy", COLUMNS)),
-        (PRIORS, matrix(folder / "priors.json", "likelihood", OF_PRIORS)),
-        (DENSE, matrix(folder / "dense.json", "fits", OF_DENSE)),
-        (MASKS, matrix(folder / "masks.json", "masks", OF_MASKS)),
-        (RENDER, matrix(folder / "render.json", "soft, 128 px, batch 1", OF_RENDER)),
-        (FITS, matrix(folder / "priors.json", "fitting, full", OF_FITS)),
+        (MEASURED, partial(table, folder)),
+        (SOLVERS, partial(matrix, folder / "solvers.json", "accuracy", COLUMNS)),
+        (PRIORS, partial(matrix, folder / "priors.json", "likelihood", OF_PRIORS)),
+        (DENSE, partial(matrix, folder / "dense.json", "fits", OF_DENSE)),
+        (MASKS, partial(matrix, folder / "masks.json", "masks", OF_MASKS)),
+        (RENDER, partial(matrix, folder / "render.json", "soft, 128 px, batch 1", OF_RENDER)),
+        (FITS, partial(matrix, folder / "priors.json", "fitting, full", OF_FITS)),
+        (HUND, partial(matrix, folder / "hund.json", "solvers", OF_HUND)),
+        (HUND_STAGES, partial(matrix, folder / "hund.json", "stages", OF_STAGES)),
+        (HUND_ABLATIONS, partial(matrix, folder / "hund_ablations.json", "ablations", OF_ABLATIONS)),
+        (HUND_ROBUST, partial(matrix, folder / "hund.json", "robustness", OF_ROBUST)),
+        (HUND_PHOTOS, partial(matrix, folder / "hund.json", "photos", OF_PHOTOS)),
     )
-    for (begin, end), made in tables:
+    for (begin, end), make in tables:
+        if begin not in text:  # a table that the README does not show needs no results
+            continue
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        text = f"{before}{begin}\n{made}\n{end}{after}"
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
     if sys.argv[1:] == ["--check"]:
         sys.exit(
             None if text == readme.read_text(encoding="utf-8") else "the README's tables are of other results"

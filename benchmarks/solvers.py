@@ -21,12 +21,12 @@ from statistics import median
 import torch
 from _common import Report, data_folder, milliseconds, options, sync
 from _entries import OURS, Entry, entries, in_charts
-from _problems import LAYOUT, MOTION, Problems, load_poses, make_problems, objective
+from _problems import LAYOUT, MOTION, UNITS, Problems, errors_of, load_poses, make_problems, objective
 from _race import draw_race, race
 from torch import Tensor
 
 from fitkit.body import BodyModel, open_body
-from fitkit.metrics import LIMBS, joint_angle_error, mpjpe, pa_mpjpe
+from fitkit.metrics import mpjpe, pa_mpjpe
 from fitkit.objectives import Objective, Residual
 from fitkit.observation import Observation
 from fitkit.prediction import Prediction
@@ -45,22 +45,8 @@ def energy_of(body: BodyModel, problems: Problems, state: State) -> Tensor:
 
 def add_errors(report: Report, name: str, body: BodyModel, problems: Problems, state: State) -> None:
     """Distance of states from the truth and from what was seen."""
-    truth = problems.truth
-    mine, true = body.joints(state)[:, :22], body.joints(truth)[:, :22]
-    seen, camera = problems.observation.keypoints, problems.observation.camera
-    assert seen is not None
-    pixels = camera.project(body.keypoints(state, "coco17"))
-    off = (pixels - seen.xy).norm(dim=-1) * seen.confidence
-    noisy = off.sum(1) / seen.confidence.sum(1) / problems.sigma
-    clean = (pixels - problems.clean).norm(dim=-1).mean(1) / problems.sigma
-    spread = partial(report.add_spread, "accuracy", name)
-    spread("energy", energy_of(body, problems, state), "")
-    spread("2D error, noisy points", noisy, "sigma")
-    spread("2D error, clean points", clean, "sigma")
-    spread("MPJPE", 1e3 * mpjpe(mine, true), "mm")
-    spread("PA-MPJPE", 1e3 * pa_mpjpe(mine, true), "mm")
-    spread("angle, 21 joints", joint_angle_error(state.body_pose[:, :21], truth.body_pose), "deg")
-    spread("angle, limbs", joint_angle_error(state.body_pose[:, :21], truth.body_pose, LIMBS), "deg")
+    for what, values in errors_of(body, problems, state).items():
+        report.add_spread("accuracy", name, what, values, UNITS[what])
 
 
 def in_batches(

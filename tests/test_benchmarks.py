@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fitkit.datasets import read_folders
 from fitkit.render import available_backends
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,12 +39,15 @@ def _measure(name: str, file: Path, *arguments: str | Path) -> dict[str, float]:
     assert len(numbers) == len(items), "two numbers of one name"
     missing = [name for name, value in numbers.items() if not isinstance(value, int | float)]
     # A handful of photos need not show a person of every kind; everything else is a number.
-    assert name in ("photos", "masks") or missing == []
+    assert name in ("detector", "photos", "masks") or missing == []
     return numbers
 
 
 def test_every_program_is_tested() -> None:
-    assert PROGRAMS == ["dense", "kinematics", "masks", "photos", "priors", "render", "solvers"]
+    assert PROGRAMS == [
+        *("dense", "detector", "hund", "hund_ablations", "kinematics", "masks", "photos", "priors", "render"),
+        "solvers",
+    ]
 
 
 def test_kinematics(tmp_path: Path) -> None:
@@ -114,6 +118,48 @@ def test_dense(shared_data: Path, tmp_path: Path) -> None:
     assert numbers["fits/+ IUV/time over that of keypoints alone"] > 0
 
 
+def test_hund(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    options = ("--data", shared_data, "--count", "4", "--scipy", "1", "--no-photos", "--plot", tmp_path)
+    numbers = _measure("hund", tmp_path / "hund.json", *options)
+    for picture in ("hund_descent.png", "hund_problems.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert numbers["stages/5/MPJPE"] == pytest.approx(numbers["solvers/hund/MPJPE"])
+    assert numbers["stages/5/energy"] < numbers["stages/0/energy"]
+    assert numbers["solvers/truth/MPJPE"] == 0
+    # A descent that begins at the answer ends no higher; SciPy and ours go down the same hill.
+    for name in ("hund+lm", "hund+lbfgs", "hund, unheld + lm"):
+        assert numbers[f"solvers/{name}/energy"] <= numbers["solvers/hund/energy"]
+    assert numbers["hybrids/HUND(5)+LM/energy"] == pytest.approx(numbers["solvers/hund, unheld + lm/energy"])
+    assert numbers["paired/scipy-bfgs, A-pose/problems"] == numbers["subset/lm/problems"] == 1
+    apart = numbers["solvers/lm/MPJPE"] - numbers["solvers/hund/MPJPE"]
+    assert numbers["paired/lm/MPJPE"] == pytest.approx(apart)
+    assert numbers["ratios/lm/over hund, batch 1"] > 0
+    assert numbers["robustness/clean/hund, MPJPE"] == pytest.approx(numbers["solvers/hund/MPJPE"])
+    assert numbers["robustness/clean/lm, MPJPE above clean"] == 0
+
+
+def test_hund_ablations(shared_data: Path, tmp_path: Path) -> None:
+    # One to learn from, and a clip of each who is held out.
+    clips = ("001_14", "016_22", "090_11", "093_charleston1", "104_zombie")
+    folder = shared_data / "mocap" / "bvh" / "train"
+    motion = tmp_path / "motion.npz"
+    read_folders([folder / f"{clip}.bvh" for clip in clips]).motion.save(motion)
+    options = ("--data", shared_data, "--motion", motion, "--variant", "plain", "--work", tmp_path)
+    numbers = _measure("hund_ablations", tmp_path / "hund_ablations.json", *options)
+    assert numbers["stages/plain/5"] == pytest.approx(numbers["ablations/plain/MPJPE"])
+    assert numbers["stages/plain/10"] > 0
+    assert 0 < numbers["ablations/plain/PA-MPJPE"] <= numbers["ablations/plain/MPJPE"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")
+def test_detector(shared_data: Path, tmp_path: Path) -> None:
+    numbers = _measure("detector", tmp_path / "detector.json", "--data", shared_data)
+    annotated = numbers["people/all/annotated, 5 points or more"]
+    assert 1 <= numbers["people/all/matched, OKS > 0.3"] <= annotated
+    assert 0 <= numbers["people/all/box touches the photo's border"] <= 1
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="MediaPipe is not installed")
 def test_masks(shared_data: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
@@ -139,7 +185,11 @@ def test_photos(shared_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("solvers", "SSS_TT.bvh"), ("priors", "SSS_TT.bvh"), ("dense", "SSS_TT.bvh"), ("photos", "index.json")],
+    [
+        *((name, "SSS_TT.bvh") for name in ("solvers", "priors", "dense", "hund", "hund_ablations")),
+        ("photos", "index.json"),
+        ("detector", "index.json"),
+    ],
 )
 def test_missing_data_is_explained(name: str, wanted: str, tmp_path: Path) -> None:
     for arguments in ((), ("--data", tmp_path)):
