@@ -277,8 +277,6 @@ OF_PHOTOS = (
     ("TS1: MPJPE", "photos, 3D", "TS1_002001, MPJPE", "{:.0f}"),
     ("PA ", "photos, 3D", "TS1_002001, PA-MPJPE", "{:.0f}"),
     ("lean of the standing", "photos", "lean of the standing, median", "{:.1f}"),
-    ("knees forwards", "photos", "knee bent forwards", "{:.0f}"),
-    ("heads away", "photos", "head turned away", "{:.0f}"),
     ("fit, ms", "photos", "fit, per person, median", "{:.1f}"),
     ("of one person", "photos", "fit of one person, median", "{:.1f}"),
 )

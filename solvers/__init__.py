@@ -5,9 +5,20 @@ if __name__ != "fitkit.solvers":
 
 from fitkit.solvers.adam import Adam
 from fitkit.solvers.bfgs import BFGS
+from fitkit.solvers.hund import HUND
 from fitkit.solvers.lbfgs import LBFGS
 from fitkit.solvers.lm import LM
 from fitkit.solvers.scipy import ScipyBFGS, ScipyLBFGSB, ScipyLeastSquares
 from fitkit.solvers.theseus import TheseusLM
 
-__all__ = ["BFGS", "LBFGS", "LM", "Adam", "ScipyBFGS", "ScipyLBFGSB", "ScipyLeastSquares", "TheseusLM"]
+__all__ = [
+    "BFGS",
+    "HUND",
+    "LBFGS",
+    "LM",
+    "Adam",
+    "ScipyBFGS",
+    "ScipyLBFGSB",
+    "ScipyLeastSquares",
+    "TheseusLM",
+]
