@@ -17,13 +17,16 @@ from safetensors.torch import load_file, save_file
 import fitkit
 from fitkit import geometry
 from fitkit.api import default_objective
+from fitkit.body import open_body
 from fitkit.body.model import BodyModel
 from fitkit.keypoints import Keypoints
+from fitkit.metrics import mpjpe
 from fitkit.objectives import Guess, GuessedDepth, Keypoints2D, Outline
 from fitkit.observation import Observation
-from fitkit.priors import ShapePrior
+from fitkit.priors import ShapePrior, flow_prior
 from fitkit.problem import Problem
 from fitkit.registry import get_solver
+from fitkit.simulate import ANNOTATED, Crowd, Variety, detect
 from fitkit.solve import solve
 from fitkit.solver import Outcome
 from fitkit.solvers import LM
@@ -56,8 +59,6 @@ def silent() -> Iterator[None]:
 
 
 def test_the_shipped_network() -> None:
-    if not SHIPPED.is_file():
-        pytest.skip("no network ships yet")
     first, second = HUND(), get_solver("hund")
     assert isinstance(second, HUND)
     assert first.model is second.model is load_network()[0]
@@ -67,6 +68,39 @@ def test_the_shipped_network() -> None:
     assert first.model.settings.terms == TERMS
     assert set(first.model.settings.sets) == {"mediapipe33", "coco17"}
     assert (first.model.spread > 0).all()
+
+
+def test_the_shipped_network_was_trained() -> None:
+    """On people whose poses a prior makes up: every stage lowers the objective, and bodies come near the true ones."""
+    body, draw = open_body(), torch.Generator().manual_seed(3)
+    eye = torch.eye(3).expand(96, 3, 3, 3)
+    sampled = flow_prior().sample(96, torch.Generator().manual_seed(4)).float()
+    poses = torch.cat([eye[:, :1], sampled, eye[:, 1:]], 1)
+    scene = Crowd(body, poses, variety=Variety(seated=0, lying=0, children=0, shaken=0, largest=0.8))(
+        96, draw
+    )
+    observation = detect(body, scene, draw, ANNOTATED)
+    problem = Problem(body, observation, default_objective(observation))
+    solver = HUND()
+    with torch.no_grad():
+        states = solve(problem, solver, solver.start(problem), states=True).trace.states
+    truth = body.joints(scene.state)[:, :22]
+    errors = [float(mpjpe(body.joints(state)[:, :22], truth).median()) for state in states]
+    energies = [float(problem.energy(state).median()) for state in states]
+    assert energies == sorted(energies, reverse=True)
+    assert errors[1] < errors[0]
+    assert errors[-1] < 0.11
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("solver", ["hund", "hund+lm"])
+def test_the_gpu_finds_what_the_cpu_finds(people: MakePeople, solver: str) -> None:
+    _, observation = people(4)
+    there = fitkit.fit(observation, solver=solver, device="cuda")
+    here = fitkit.fit(observation, solver=solver)
+    assert there.state.transl.is_cuda
+    torch.testing.assert_close(there.energy.cpu(), here.energy, rtol=1e-3, atol=1e-3)
 
 
 def test_through_fit(hund: HUND, people: MakePeople) -> None:
