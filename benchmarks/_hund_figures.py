@@ -54,11 +54,11 @@ def typical(hund: Measured) -> int:
 def descents(
     weights: Path | None, body: BodyModel, one: Problems, repeats: int, made: Sequence[int]
 ) -> list[Descent]:
-    """BFGS from the A-pose, HUND, and HUND(i)+BFGS after some of its stages."""
+    """BFGS from the mean pose, HUND, and HUND(i)+BFGS after some of its stages."""
     hund = HUND(weights)
     run = partial(_descent, body=body, one=one, repeats=repeats)
     curves = [
-        run("BFGS, A-pose", BFGS()),
+        run("BFGS, mean pose", BFGS()),
         run("HUND", hund, hund),
     ]
     for stages in made:
@@ -112,7 +112,7 @@ def draw_descent(
     curves = descents(weights, body, one, repeats, made)
     figure, axes = _canvas(1, 2, (12.4, 4.6), sharey=True)
     looks: dict[str, dict[str, Any]] = {
-        "BFGS, A-pose": {"color": "C3", "ls": "--", "lw": 2},
+        "BFGS, mean pose": {"color": "C3", "ls": "--", "lw": 2},
         "HUND": {"color": "black", "marker": "o", "ms": 5, "lw": 2, "zorder": 5},
     }
     for axis, timed in zip(axes, (False, True), strict=True):
@@ -150,7 +150,7 @@ def draw_problems(file: Path, rows: Sequence[Measured]) -> None:
 
 
 def _label(name: str) -> str:
-    return "BFGS, A-pose" if name == OURS_BFGS else name
+    return "BFGS, mean pose" if name == OURS_BFGS else name
 
 
 def _color(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
+from typing import TypeVar
 
 import torch
 from _common import Report, sync
@@ -30,9 +31,11 @@ from fitkit.solver import Chain, Solver
 from fitkit.solvers import BFGS, LM
 from fitkit.solvers.hund import HUND
 
+T = TypeVar("T")
+
 BATCHES = (64, 200)
-SCIPY = "scipy-bfgs, A-pose"
-OURS_BFGS = "bfgs, A-pose"
+SCIPY = "scipy-bfgs, mean pose"
+OURS_BFGS = "bfgs, mean pose"
 PAIRED = ("angle, limbs", "angle, 21 joints", "MPJPE", "PA-MPJPE")
 
 
@@ -54,7 +57,7 @@ class Run(Entry):
     Attributes:
         solver: what runs.
         start: HUND, whose network says where to begin; "four" starts with the schedule of `fitkit.fit`, "one" of
-            them, which faces the camera, with the same schedule; "A-pose" is the same start without a schedule, all
+            them, which faces the camera, with the same schedule; "mean pose" is the same start without a schedule, all
             parts free at once, as in the paper.
     """
 
@@ -65,7 +68,7 @@ class Run(Entry):
         problem = problem_of(body, problems)
         if isinstance(self.start, HUND):
             solution = solve(problem, self.solver, self.start.start(problem))
-        elif self.start == "A-pose":
+        elif self.start == "mean pose":
             solution = solve(problem, self.solver, peer_start(body, problems.observation))
         else:
             assert isinstance(self.solver, Solver)
@@ -115,14 +118,14 @@ def compared(weights: Path | None, few: int) -> list[Run]:
         Run("hund, unheld + lm", solver=fitkit.chain(unheld, "lm"), start=unheld),
         Run("lm"),
         Run("lm, one start", start="one"),
-        Run(OURS_BFGS, solver=BFGS(), start="A-pose", slow=True),
+        Run(OURS_BFGS, solver=BFGS(), start="mean pose", slow=True),
     ]
     if importlib.util.find_spec("scipy") is not None:
         from fitkit.solvers.scipy import ScipyBFGS
 
         steps, tolerance = (SETTINGS["scipy-bfgs"][name] for name in ("max_iterations", "tolerance"))
         scipy = ScipyBFGS(int(steps), tolerance)
-        table.append(Run(SCIPY, solver=scipy, start="A-pose", limit=1, slow=True, most=few))
+        table.append(Run(SCIPY, solver=scipy, start="mean pose", limit=1, slow=True, most=few))
     return table
 
 
@@ -202,7 +205,9 @@ def anew(problems: Problems) -> Problems:
     return replace(problems, observation=replace(problems.observation))
 
 
-def _clocked(entry: Run, body: BodyModel, problems: Problems, repeats: int) -> tuple[float, Answer]:
+def _clocked(
+    entry: Callable[[BodyModel, Problems], T], body: BodyModel, problems: Problems, repeats: int
+) -> tuple[float, T]:
     """Median milliseconds, and what came of it. On the CPU those of this process alone, not of other work."""
     clock = time.process_time if body.device.type == "cpu" else time.perf_counter
     times = []
@@ -223,17 +228,13 @@ def stages_of(
     network = HUND(weights, stages=most)
     problem = problem_of(body, problems)
     states = solve(problem, network, network.start(problem), states=True).trace.states
+    counts = range(1, most + 1)
+    runs = [Run("", solver=HUND(weights, stages=count), start=network) for count in counts]
     alone: list[list[float]] = []
     for row in range(min(singles, len(problems))):
-        runs = []
-        for _ in range(5):
-            one = problem_of(body, anew(problems.select(row)))
-            began = time.perf_counter()
-            start = network.start(one)
-            begun = time.perf_counter() - began
-            trace = solve(one, network, start).trace
-            runs.append([1e3 * begun, *(1e3 * (begun + each) for each in trace.seconds[1:])])
-        alone.append([min(run[stage] for run in runs) for stage in range(most + 1)])
+        one = problems.select(row)
+        begun = _clocked(lambda body, one: network.start(problem_of(body, one)), body, one, 3)[0]
+        alone.append([begun, *(_clocked(run, body, one, 3)[0] for run in runs)])
     return [
         Measured(
             f"HUND({stage})",
@@ -247,16 +248,16 @@ def stages_of(
 
 # -- robustness --------------------------------------------------------------------------------------------------
 
+# Share of points moved by up to half a box; share of the box's height below which nothing is seen.
+_OUTLIERS, _CUT = 0.1, 0.6
 _LEGS = ("left_knee", "right_knee", "left_ankle", "right_ankle")
 
 
-def corrupted(make: Callable[..., Problems], outliers: float = 0.1, cut: float = 0.6) -> dict[str, Problems]:
+def corrupted(make: Callable[..., Problems]) -> dict[str, Problems]:
     """The same people, seen worse.
 
     Args:
         make: problems, with `missing` and `noise` to be given or left alone.
-        outliers: share of points that lie anywhere within half a box of where they were.
-        cut: share of the box's height below which nothing is seen.
     """
     plain = make()
     seen = plain.observation.keypoints
@@ -264,21 +265,21 @@ def corrupted(make: Callable[..., Problems], outliers: float = 0.1, cut: float =
     draw = torch.Generator().manual_seed(7)
     extent = plain.clean.amax(1) - plain.clean.amin(1)
     thrown = torch.rand(seen.xy.shape, generator=draw, dtype=torch.float64) - 0.5
-    who = torch.rand(seen.xy.shape[:2], generator=draw, dtype=torch.float64) < outliers
+    who = torch.rand(seen.xy.shape[:2], generator=draw, dtype=torch.float64) < _OUTLIERS
     wild = seen.xy + thrown.to(seen.xy) * extent[:, None] * who.to(seen.xy.device)[..., None]
     legs = torch.zeros_like(seen.confidence, dtype=torch.bool)
     legs[:, [seen.set.index(name) for name in _LEGS]] = True
-    below = plain.clean[..., 1] > plain.clean[..., 1].amin(1, keepdim=True) + cut * extent[:, 1:]
+    below = plain.clean[..., 1] > plain.clean[..., 1].amin(1, keepdim=True) + _CUT * extent[:, 1:]
 
     def without(points: Tensor) -> Problems:
         return _seen_as(plain, replace(seen, confidence=seen.confidence * ~points))
 
     return {
         "clean": plain,
-        f"{100 * outliers:.0f} % outliers": _seen_as(plain, replace(seen, xy=wild)),
+        f"{100 * _OUTLIERS:.0f} % outliers": _seen_as(plain, replace(seen, xy=wild)),
         "30 % missing": make(missing=0.3),
         "knees and ankles missing": without(legs),
-        f"below {100 * cut:.0f} % of the box missing": without(below),
+        f"below {100 * _CUT:.0f} % of the box missing": without(below),
         "2 % noise": make(noise=0.02),
     }
 

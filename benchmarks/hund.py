@@ -3,7 +3,7 @@
 The problems and their objective are those of `solvers.py`: people whom neither network nor prior has seen. Everything
 of one table is of the same problems and the same minutes; times are those of the process, on one thread. `hund+lm` is
 held near the network's answer, as it is by default; the hybrids HUND(i)+LM and HUND(i)+BFGS lower the plain objective
-after i stages, as in the paper (0: from the network's initial state). The A-pose is the prior's mean pose, facing the
+after i stages, as in the paper (0: from the network's initial state). The mean pose is the prior's, facing the
 camera. The drawn curves are of wall-clock time.
 
     python benchmarks/hund.py --data DIR --json hund.json --plot docs

@@ -1,8 +1,9 @@
 """What each part of HUND is worth: small networks, trained alike but for one thing, on people whom none has seen.
 
-Every variant is trained for `--steps` steps of `--batch` people on the motion of training subjects, without pictures,
-and tested on the problems of `hund.py` (validation subjects). One seed each: differences of a few millimetres are
-within what another seed gives. An interrupted run goes on where it was.
+Every variant is trained for `--steps` steps of `--batch` people on the motion of training subjects, and tested on the
+problems of `hund.py` (validation subjects). `SS` and `FS+SS` see part maps of eight people per step and no directions:
+compare them with `FS, no directions`. One seed each: differences of a few millimetres are within what another seed
+gives. An interrupted run goes on where it was.
 
     python benchmarks/hund_ablations.py --steps 800 --data DIR --json hund_ablations.json
 """
@@ -65,9 +66,9 @@ VARIANTS = {
     "values side by side": Variant({"feedback": "values"}),
     "tokens of terms only": Variant({"feedback": "tokens"}),
     "heatmaps": Variant({"heatmaps": True}),
-    "SS": Variant(recipe={"supervision": "SS", "pictured": 8, "rendered": 2, "world": False}),
+    "SS": Variant(recipe={"supervision": "SS", "pictured": 8, "rendered": 2}),
     "FS, no directions": Variant(recipe={"world": False}),
-    "FS+SS": Variant(recipe={"supervision": "FS+SS", "pictured": 8, "rendered": 2, "world": False}),
+    "FS+SS": Variant(recipe={"supervision": "FS+SS", "pictured": 8, "rendered": 2}),
     "gradient as input": Variant({"gradient": True}),
     "latent of the flow": Variant({"latent": True}),
 }

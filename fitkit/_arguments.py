@@ -177,6 +177,8 @@ def _fit_parser() -> Parser:
     parser.add_argument("--out", help=out, metavar="DIR", default="fitkit-out")
     _add_fitting(parser)
     _add_body(parser)
+    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
+    parser.add_argument("--jumps", help=jumps, action="store_true")
     parser.add_argument(
         "--stages", help="draw every stage of the solver too (stages.png)", action="store_true"
     )
@@ -201,7 +203,7 @@ def _stages_parser() -> Parser:
     parser.add_argument("--steps", help=steps, metavar="COUNT", type=_count, default=6)
     _add_fitting(parser)
     _add_body(parser)
-    parser.set_defaults(solver="hund", stages=True)
+    parser.set_defaults(solver="hund", stages=True, jumps=False)
     return parser
 
 
@@ -259,13 +261,11 @@ def _add_body(parser: Parser) -> None:
     """The options of commands that take any body."""
     body = "your file of SMPL, SMPL+H or SMPL-X (default: the embedded open body)"
     parser.add_argument("--body", help=body, metavar="FILE")
-    jumps = "try every limb the other way in depth as well: one and a half to three times the time"
-    parser.add_argument("--jumps", help=jumps, action="store_true")
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,3}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 to 9999")
     return int(text)
 
 

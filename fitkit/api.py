@@ -203,9 +203,8 @@ def fit(
     objective = objective if objective is not None else default_objective(observation)
     name = source if isinstance(source, str | Path) else getattr(source, "source", "")
     if len(observation) == 0:
-        return _nobody(model, observation, objective, chosen.name, str(name))
+        return _nobody(model, observation, objective, chosen, str(name))
     problem = Problem(model, observation, objective, bounds=bounds or {})
-    members = chosen.solvers if isinstance(chosen, Chain) else (chosen,)
     given, count, hint, kinds, schedule = _begin(problem, chosen, start, jumps)
     solution = solve(
         problem, chosen, given, stages or schedule, count, hint, kinds, on_step, max_seconds, states
@@ -222,7 +221,7 @@ def fit(
         solver=chosen.name,
         seconds=torch.full((len(observation),), solution.seconds / len(observation)),
         source=str(name),
-        networks=tuple(dict.fromkeys(each.network for each in members if each.network)),
+        networks=_networks(chosen),
     )
 
 
@@ -335,10 +334,26 @@ def _status(outcome: Tensor, observation: Observation, model: BodyModel) -> tupl
 
 
 def _nobody(
-    model: BodyModel, observation: Observation, objective: Objective, solver: str, name: str
+    model: BodyModel, observation: Observation, objective: Objective, solver: Solver | Chain, name: str
 ) -> FitResult:
     none = torch.zeros(0, dtype=model.dtype, device=model.device)
     values = {term.name: none for term in objective.terms()}
     return FitResult(
-        model.neutral(0), model, observation, values, none, (), None, solver, torch.zeros(0), source=name
+        state=model.neutral(0),
+        body=model,
+        observation=observation,
+        values=values,
+        energy=none,
+        status=(),
+        trace=None,
+        solver=solver.name,
+        seconds=torch.zeros(0),
+        source=name,
+        networks=_networks(solver),
     )
+
+
+def _networks(solver: Solver | Chain) -> tuple[str, ...]:
+    """Of the solvers that run one, each once."""
+    members = solver.solvers if isinstance(solver, Chain) else (solver,)
+    return tuple(dict.fromkeys(each.network for each in members if each.network))

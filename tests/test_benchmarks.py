@@ -131,7 +131,7 @@ def test_hund(shared_data: Path, tmp_path: Path) -> None:
     for name in ("hund+lm", "hund+lbfgs", "hund, unheld + lm"):
         assert numbers[f"solvers/{name}/energy"] <= numbers["solvers/hund/energy"]
     assert numbers["hybrids/HUND(5)+LM/energy"] == pytest.approx(numbers["solvers/hund, unheld + lm/energy"])
-    assert numbers["paired/scipy-bfgs, A-pose/problems"] == numbers["subset/lm/problems"] == 1
+    assert numbers["paired/scipy-bfgs, mean pose/problems"] == numbers["subset/lm/problems"] == 1
     apart = numbers["solvers/lm/MPJPE"] - numbers["solvers/hund/MPJPE"]
     assert numbers["paired/lm/MPJPE"] == pytest.approx(apart)
     assert numbers["ratios/lm/over hund, batch 1"] > 0

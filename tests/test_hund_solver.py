@@ -76,9 +76,9 @@ def test_the_shipped_network_was_trained() -> None:
     eye = torch.eye(3).expand(96, 3, 3, 3)
     sampled = flow_prior().sample(96, torch.Generator().manual_seed(4)).float()
     poses = torch.cat([eye[:, :1], sampled, eye[:, 1:]], 1)
-    scene = Crowd(body, poses, variety=Variety(seated=0, lying=0, children=0, shaken=0, largest=0.8))(
-        96, draw
-    )
+    scene = Crowd(
+        body, poses, variety=Variety(seated=0.0, tumbled=0.0, children=0.0, shaken=0.0, largest=0.8)
+    )(96, draw)
     observation = detect(body, scene, draw, ANNOTATED)
     problem = Problem(body, observation, default_objective(observation))
     solver = HUND()

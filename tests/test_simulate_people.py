@@ -20,7 +20,7 @@ from fitkit.simulate import ANNOTATED, Crowd, Errors, Scene, Variety, detect, si
 from fitkit.simulate.detector import _BINS, _GROSS, _NOISE, _WIDER
 
 MANY = 1500
-PLAIN = Variety(mixed=0.0, seated=0.0, shaken=0.0, lying=0.0, heavy=0.0, children=0.0, pitch=0.0, roll=0.0)
+PLAIN = Variety(mixed=0.0, seated=0.0, shaken=0.0, tumbled=0.0, heavy=0.0, children=0.0, pitch=0.0, roll=0.0)
 WHOLE = replace(PLAIN, largest=0.5)
 SURE = Errors(spread=0.0, gross=0.0, dropped=0.0, swapped=0.0, behind=0.0, world=0.0)
 MP = get_set("mediapipe33")
@@ -115,7 +115,7 @@ def test_shares(body: BodyModel) -> None:
     near(shaken.amax(1) > 1e-4, 0.4)
     assert (shaken.mean(1) < 0.15 * 3 * 57.3).all()
 
-    lying = crowd(body, replace(PLAIN, lying=0.25)).state.global_orient[:, 0]
+    lying = crowd(body, replace(PLAIN, tumbled=0.25)).state.global_orient[:, 0]
     up = lying @ torch.tensor([0.0, 1, 0]).double()
     near((up - torch.tensor([0.0, -1, 0])).norm(dim=1) > 1e-4, 0.25)
 

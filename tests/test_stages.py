@@ -252,7 +252,7 @@ def test_command_of_nobody_of_failed_people_and_without_states(
         ("a.png b.png", "a.png b.png was given, expected one PHOTO"),
         ("a.png --out x.jpg", "ends in .png"),
         ("a.png --out gone/x.png", "no folder gone"),
-        ("a.png --rows 0", "'0', expected a whole number from 1 on"),
+        ("a.png --rows 0", "'0', expected a whole number from 1 to 9999"),
         ("a.png --steps some", "'some', expected a whole number"),
         ("a.png --solver newton", "unknown solver 'newton'"),
         ("a.png --opacity 1", "unrecognized arguments: --opacity"),

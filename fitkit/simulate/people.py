@@ -27,9 +27,9 @@ class Variety:
     Attributes:
         mixed: share whose arms are those of another frame.
         seated: share whose thighs and shins are those of somebody who sits or squats, drawn at random.
-        shaken: share whose joints all turn a little further, by a normal angle of up to `shake` radians.
+        shaken: share whose joints all turn a little further: normal angles, of a deviation drawn up to `shake` radians.
         shake: see above.
-        lying: share turned any way at all.
+        tumbled: share turned any way at all.
         heavy: share of bodies at one and a half times the population's spread.
         children: share of bodies of a child's height, 0.9 to 1.5 m.
         pitch: standard deviation of the camera's tilt, degrees; a fifth of the cameras tilt three times as far.
@@ -43,7 +43,7 @@ class Variety:
     seated: float = 0.08
     shaken: float = 0.5
     shake: float = 0.15
-    lying: float = 0.03
+    tumbled: float = 0.03
     heavy: float = 0.2
     children: float = 0.06
     pitch: float = 8.0
@@ -214,7 +214,7 @@ def _seen(pelvis: Tensor, dice: Dice, variety: Variety) -> Tensor:
     view = _about(2, variety.roll * radians * dice.normal(count)) @ _about(0, tilt)
     orient = view @ upright @ turned
     anyhow = geometry.from_6d(dice.normal(count, 6))
-    return torch.where(dice.happens(variety.lying, count)[:, None, None], anyhow, orient)
+    return torch.where(dice.happens(variety.tumbled, count)[:, None, None], anyhow, orient)
 
 
 def _place(camera: Camera, dice: Dice, variety: Variety) -> Tensor:

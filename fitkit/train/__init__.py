@@ -1,1 +1,1 @@
-"""Training of the networks that ship, and of your own: `python -m fitkit.train.hund`."""
+"""Training of learned solvers, those that ship or your own: `python -m fitkit.train.hund`."""

@@ -33,7 +33,7 @@ from fitkit.solvers.hund.weights import save_network
 from fitkit.state import State
 from fitkit.train.curve import draw_curve
 from fitkit.train.hund_losses import META, BodyPoints, Target, meta_loss, self_supervised, supervised
-from fitkit.train.hund_people import Batch, Recipe, Source
+from fitkit.train.hund_people import SUPERVISION, Batch, Recipe, Source
 
 WATCHED = 256  # people of unseen subjects at every look
 
@@ -90,6 +90,8 @@ class Training:
         file: Path,
         pose: PoseLatent | None = None,
     ) -> None:
+        if recipe.supervision != "FS" or not recipe.world:
+            settings = replace(settings, terms=tuple(t for t in settings.terms if t != "directions"))
         self.settings, self.recipe, self.body, self.file = settings, recipe, body, file
         self.points = BodyPoints(body)
         self.source = Source(body, learn, recipe, pose)
@@ -106,7 +108,7 @@ class Training:
         self.watched = [unseen.batch(WATCHED // 2, fresh, kind) for kind in (1, 0)]
         self.step = 0
         self.curve: list[dict[str, float]] = []
-        # Of motion, as of everything else that shaped a checkpoint.
+        # Of the motion that is learned from, too.
         weighed = float(learn.motion.rotations.double().sum())
         self.origin = json.dumps([asdict(settings), asdict(recipe), len(learn), weighed])
         if file.is_file():
@@ -264,22 +266,26 @@ def main() -> None:
     recipe = Recipe()
     parser.add_argument("--motion", type=Path, required=True, help="file of `python -m fitkit.datasets`")
     parser.add_argument("--out", type=Path, required=True, help=".safetensors to write")
-    parser.add_argument("--held-out", nargs="+", default=["016", "090", "093", "104"], metavar="SUBJECT")
+    held = "subjects who are watched and not learned from; yours, where the motion is not CMU's"
+    parser.add_argument(
+        "--held-out", nargs="+", default=["016", "090", "093", "104"], metavar="SUBJECT", help=held
+    )
     parser.add_argument("--body", type=Path, help="file of SMPL or SMPL-X; the open body otherwise")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--supervision", default=recipe.supervision, choices=("FS", "SS", "FS+SS"))
-    parser.add_argument("--meta", default=recipe.meta, choices=META)
-    parser.add_argument("--feedback", default="residuals", choices=FEEDBACK)
+    parser.add_argument("--device", default="cpu", help="such as cuda")
+    labels = "3D labels, none, or by turns"
+    parser.add_argument("--supervision", default=recipe.supervision, choices=SUPERVISION, help=labels)
+    parser.add_argument("--meta", default=recipe.meta, choices=META, help="loss over the stages")
+    parser.add_argument("--feedback", default="residuals", choices=FEEDBACK, help="what stages read")
     parser.add_argument(
         "--heatmaps", action="store_true", help="keypoints through a small CNN, as in the paper"
     )
-    parser.add_argument("--stages", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=recipe.steps)
-    parser.add_argument("--batch", type=int, default=recipe.batch)
+    parser.add_argument("--stages", type=int, default=5, help="of the network")
+    parser.add_argument("--steps", type=int, default=recipe.steps, help="of training")
+    parser.add_argument("--batch", type=int, default=recipe.batch, help="people per step")
     parser.add_argument(
         "--look", type=int, default=recipe.look, help="steps between looks at unseen subjects"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
         "--work", type=Path, default=Path("out/hund"), help="checkpoint to go on from, and curves"
     )

@@ -22,6 +22,8 @@ from fitkit.solvers.hund.context import PICTURE, Context, read_context
 from fitkit.solvers.hund.frame import Frame
 from fitkit.train.hund_losses import META
 
+SUPERVISION = ("FS", "SS", "FS+SS")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,14 +38,14 @@ class Recipe:
         pictured: people per step with a mask or part map; the others have none.
         rendered: people per step, of those, whose rendered parts are compared (`SS`).
         given: share of people who begin at a start that is not the network's own.
-        world: whether detectors have 3D guesses.
+        world: whether detectors have 3D guesses; never without 3D labels.
         average: of the weights over so many steps, which is what is saved.
         look: steps between two looks at unseen people.
         seed: of everything random.
     """
 
-    steps: int = 16_000
-    batch: int = 192
+    steps: int = 12_500
+    batch: int = 160
     rate: float = 1e-3
     supervision: str = "FS"
     meta: str = "sum"
@@ -56,10 +58,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.supervision not in ("FS", "SS", "FS+SS") or self.meta not in META:
+        if self.supervision not in SUPERVISION or self.meta not in META:
             raise ValueError(
-                f"supervision {self.supervision!r} and meta-loss {self.meta!r}, expected FS, SS or FS+SS, and one of "
-                f"{META}"
+                f"supervision {self.supervision!r} and meta-loss {self.meta!r}, expected one of {SUPERVISION} and "
+                f"one of {META}"
             )
         if min(self.steps, self.batch, self.look) < 1 or not 0 <= self.pictured <= self.batch:
             raise ValueError(f"{self}: expected steps, people and looks, and no more pictures than people")

@@ -68,7 +68,7 @@ def read_context(observation: Observation, frame: Frame) -> Context:
 
 
 @cache
-def columns(points: KeypointSet, device: torch.device) -> tuple[Tensor, Tensor]:
+def _columns(points: KeypointSet, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of `POINTS` that a set has, and where it has them."""
     shared = [(i, points.names.index(name)) for i, name in enumerate(POINTS) if name in points.names]
     here, there = zip(*shared, strict=True) if shared else ((), ())
@@ -79,7 +79,7 @@ def columns(points: KeypointSet, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def in_place(values: Float[Tensor, "B K *d"], points: KeypointSet) -> Float[Tensor, "B N *d"]:
     """Values of the points of a set, moved to the places of `POINTS`; zeros for those that it lacks."""
-    here, there = columns(points, values.device)
+    here, there = _columns(points, values.device)
     placed = values.new_zeros(len(values), len(POINTS), *values.shape[2:])
     placed[:, here] = values[:, there]
     return placed

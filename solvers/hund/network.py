@@ -37,7 +37,8 @@ class Settings:
         memory: whether the LSTM remembers; else every stage begins anew.
         informed: whether stages see the context code; the initial state always comes from it.
         gradient: whether stages see the objective's gradient with respect to the state's numbers.
-        latent: whether the numbers of the pose are latent ones of a flow, which the solver must then be given.
+        latent: whether the numbers of the pose are latent ones of a flow, as many as 6D has,
+            which the solver must then be given.
     """
 
     body: str
@@ -187,7 +188,7 @@ class ContextEncoder(nn.Module):
 
 
 class PictureEncoder(nn.Module):
-    """Mask and parts through four small convolutions; people without any cost nothing and get zeros."""
+    """Mask and parts through small convolutions; people without any cost nothing and get zeros."""
 
     def __init__(self) -> None:
         super().__init__()
