@@ -119,7 +119,7 @@ def test_dense(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_hund(shared_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="SciPy is not installed")
     options = ("--data", shared_data, "--count", "4", "--scipy", "1", "--no-photos", "--plot", tmp_path)
     numbers = _measure("hund", tmp_path / "hund.json", *options)
     for picture in ("hund_descent.png", "hund_problems.png"):

@@ -346,8 +346,7 @@ def test_bad_arguments_give_one_line(
 def test_no_cuda_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as error:
         command(tmp_path, monkeypatch, device="cuda")
     assert "cuda" in str(error.value.code) + capsys.readouterr().err

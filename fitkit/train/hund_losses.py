@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitkit.body import BodyModel
 from fitkit.body.kinematics import PointSet
+from fitkit.keypoints import get_set
 from fitkit.objectives import Parts
 from fitkit.problem import Problem
 from fitkit.simulate.people import Scene
@@ -76,8 +77,6 @@ class BodyPoints:
 
     @staticmethod
     def _keypoints(body: BodyModel) -> list[np.ndarray]:
-        from fitkit.keypoints import get_set
-
         names, rows = get_set("mediapipe33").names, body.data.regressors["mediapipe33"]
         return [rows[names.index(name)] for name in POINTS]
 
