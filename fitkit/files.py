@@ -1,12 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and checkpoints that are read safely."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import torch
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> Path:
@@ -57,3 +61,24 @@ def output_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise PermissionError(f"output folder {path} cannot be written to")
     return path
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a training wrote with `torch.save`; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        device: of the tensors.
+
+    Raises:
+        ValueError: damaged, or of something else.
+    """
+    import torch  # a file that is only written needs none of it
+
+    try:
+        state: object = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"checkpoint {path}: damaged, remove it to start anew ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path}: damaged, remove it to start anew (of {type(state).__name__})")
+    return state

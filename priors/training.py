@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fitkit.files import atomic_write
+from fitkit.files import atomic_write, read_checkpoint
 from fitkit.priors.density import Density, Flow
 from fitkit.priors.vae import PoseVAE
 
@@ -144,10 +143,7 @@ class Training:
         atomic_write(self.file, lambda file: torch.save(state, file))
 
     def _resume(self) -> None:
-        try:
-            state = torch.load(self.file, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"checkpoint {self.file}: damaged, remove it to start anew ({error})") from error
+        state = read_checkpoint(self.file)
         if state.get("origin") != self.origin:
             return
         self.step, self.curve = state["step"], state["curve"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from fitkit.body import BodyModel, open_body
 from fitkit.body.smpl import read_smpl
 from fitkit.coordinates import PoseLatent
 from fitkit.datasets import Motion, split_by_subject
-from fitkit.files import atomic_write
+from fitkit.files import atomic_write, read_checkpoint
 from fitkit.metrics import mpjpe, pa_mpjpe
 from fitkit.priors.poses import Poses
 from fitkit.solvers.hund.network import FEEDBACK, HundNetwork, Settings
@@ -232,14 +231,7 @@ class Training:
         atomic_write(self.file, lambda file: torch.save(state, file))
 
     def _resume(self) -> None:
-        try:
-            state = torch.load(self.file, weights_only=True, map_location=self.body.device)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"checkpoint {self.file}: damaged, remove it to start anew ({error})") from error
-        if not isinstance(state, dict):
-            raise ValueError(
-                f"checkpoint {self.file}: damaged, remove it to start anew (of {type(state).__name__})"
-            )
+        state = read_checkpoint(self.file, self.body.device)
         if state.get("origin") != self.origin:
             aside = self.file.with_suffix(".other.pt")
             self.file.replace(aside)
