@@ -20,6 +20,9 @@ from fitkit.state import State
 
 META = ("sum", "last", "min", "max", "improvement")
 _ANCHOR_STEP = 6  # every so many of the body's evenly spread vertices
+# Weights of eq. 3 beside 10 on the keypoints. Few people are rendered and stand for all: with more weight their parts
+# drown everybody's keypoints.
+_PARTS, _PRIORS = 0.004, 0.007
 _FARTHEST = 2.0  # sizes of the person: a keypoint behind the camera is no farther off
 
 
@@ -153,12 +156,12 @@ def self_supervised(problem: Problem, state: State, pictured: Tensor) -> Float[T
     priors = [
         value for name, value in values.items() if name not in ("keypoints_2d", "directions", "stranger")
     ]
-    total = total + 0.007 * torch.stack(priors).sum(0)
+    total = total + _PRIORS * torch.stack(priors).sum(0)
     if len(pictured):
         some = Problem(problem.body, problem.observation.select(pictured), Parts(size=32))
         parts = some.energy(state.select(pictured))
         share = len(total) / len(pictured)
-        total = total.index_add(0, pictured, share * 0.05 * parts)
+        total = total.index_add(0, pictured, share * _PARTS * parts)
     return total
 
 
